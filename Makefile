@@ -1,0 +1,85 @@
+# Each target sets up what it needs in .venv; nothing has to be installed by hand but Python 3.11, g++ and make.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# A marker per set of dependencies, so that the demo waits for neither torch nor the test tools.
+INPUTS := pyproject.toml setup.py constraints.txt
+CORE := $(VENV)/.core
+TEST := $(VENV)/.test
+TRAIN := $(VENV)/.train
+DEV := $(VENV)/.dev
+INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help
+help:
+	@echo 'make demo        compile the shipped model, run it on real images, compare the simulators'
+	@echo 'make test        the default tests'
+	@echo 'make test-slow   the tests that take minutes'
+	@echo 'make test-torch  the tests that train or export with torch'
+	@echo 'make lint        style, types and the layering of the packages'
+	@echo 'make docs        write the generated pages docs/isa.md and docs/registers.md'
+	@echo 'make venv        only set up .venv, for the moevit command'
+	@echo 'make clean       remove build/ and caches; make distclean also .venv'
+
+.PHONY: demo
+demo: $(CORE)
+	$(PYTHON) -m moevit.cli.demo
+
+.PHONY: test
+test: $(TEST)
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: $(TEST)
+	$(PYTHON) -m pytest -m 'slow and not torch' $(PYTEST_ARGS)
+
+.PHONY: test-torch
+test-torch: $(TRAIN)
+	$(PYTHON) -m pytest -m torch $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(DEV)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(PYTHON) .ci/linktree.py
+	$(VENV)/bin/mypy
+	cd build/linktree && PYTHONPATH=. $(CURDIR)/$(VENV)/bin/lint-imports --config ../../pyproject.toml --no-cache
+
+.PHONY: docs docs-check
+docs: $(CORE)
+	$(PYTHON) -m moevit.cli.gendocs --write
+docs-check: $(CORE)
+	$(PYTHON) -m moevit.cli.gendocs --check
+
+.PHONY: venv
+venv: $(CORE)
+
+.PHONY: clean distclean
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find $(filter-out $(VENV),$(wildcard *)) -name __pycache__ -type d -prune -exec rm -rf {} +
+distclean: clean
+	rm -rf $(VENV)
+
+# The first Python that is new enough; the check that a compiler is there comes before minutes of installing.
+$(CORE): $(INPUTS)
+	@.ci/bootstrap $(VENV)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(TEST): $(CORE)
+	$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(TRAIN): $(TEST)
+	$(INSTALL) --editable '.[test,train]'
+	@touch $@
+
+$(DEV): $(CORE)
+	$(INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m moevit.cli` is `moevit`."""
+
+from moevit.cli import main
+
+main()

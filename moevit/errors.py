@@ -1,0 +1,152 @@
+"""Every error that moevit raises on purpose.
+
+`str()` of an error is one line that says what is wrong, where, and how to mend it; the command line prints it
+and ends with the class's `exit_status`: 2 where the user can mend something, 1 where a check that was asked
+for failed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+class MoevitError(Exception):
+    """Base of all of them.
+
+    Parameters
+    ----------
+    what : str
+        What is wrong, naming the offending value.
+    where : str, optional
+        The file, node, field or address it is wrong in; printed first.
+    mend : str, optional
+        What to do about it; printed last.
+    """
+
+    exit_status: ClassVar[int] = 2
+
+    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None):
+        self.what = what
+        self.where = where
+        self.mend = mend
+        text = what if where is None else f"{where}: {what}"
+        super().__init__(text if mend is None else f"{text}; {mend}")
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints about this error, below the key `error`."""
+        return {"type": type(self).__name__, "what": self.what, "where": self.where, "mend": self.mend}
+
+
+class ConfigError(MoevitError):
+    """A configuration is unknown, or holds a value that no accelerator can be built with."""
+
+
+class ModelError(MoevitError):
+    """A model file is missing, truncated or not valid ONNX."""
+
+
+class InputError(MoevitError):
+    """Input data has the wrong name, shape, type or content."""
+
+
+class EncodingError(MoevitError):
+    """An instruction, a register or a table entry holds a value that its field cannot."""
+
+
+class AllocationError(MoevitError):
+    """A program needs more of a memory than the configuration has."""
+
+
+class ContainerError(MoevitError):
+    """A program container is damaged, or was made for another configuration or version."""
+
+
+class SimulationError(MoevitError):
+    """A simulation stopped: the machine reported an error code, or made no progress."""
+
+
+class ToolError(MoevitError):
+    """A program that moevit calls is missing or does not work; `mend` says how to install it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsupportedNode:
+    """A node of a model that the accelerator cannot do: its name, operator, the reason, and a way out."""
+
+    name: str
+    op: str
+    reason: str
+    way_out: str
+
+    def __str__(self) -> str:
+        return f"{self.op} node '{self.name}': {self.reason} ({self.way_out})"
+
+
+class UnsupportedOpError(MoevitError):
+    """Some nodes of a model cannot be mapped; `nodes` holds all of them, not only the first."""
+
+    def __init__(
+        self, nodes: Sequence[UnsupportedNode], *, where: str | None = None, mend: str | None = None
+    ):
+        if not nodes:
+            raise ValueError("an UnsupportedOpError needs at least one node")
+        self.nodes = tuple(nodes)
+        count = "1 node" if len(self.nodes) == 1 else f"{len(self.nodes)} nodes"
+        super().__init__(
+            f"{count} cannot be mapped: " + "; ".join(map(str, self.nodes)), where=where, mend=mend
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """As the base class, and the nodes one by one."""
+        nodes = [{"name": n.name, "op": n.op, "reason": n.reason, "way_out": n.way_out} for n in self.nodes]
+        return super().as_json() | {"nodes": nodes}
+
+
+class HazardError(MoevitError):
+    """The hazard checker found an instruction that could read too early or overwrite too early."""
+
+    exit_status = 1
+
+
+class MismatchError(MoevitError):
+    """Two computations that must be equal are not; holds the first difference.
+
+    Parameters
+    ----------
+    tensor : str
+        The tensor they differ in.
+    index : sequence of int
+        Where in the tensor.
+    got, want : number
+        The value that was computed there and the reference's.
+    instruction : int or str, optional
+        The instruction that wrote it: its number, or its number and disassembly.
+    where : str, optional
+        As in the base class: the image, task or back-end.
+    """
+
+    exit_status = 1
+
+    def __init__(
+        self,
+        *,
+        tensor: str,
+        index: Iterable[int],
+        got: Any,
+        want: Any,
+        instruction: int | str | None = None,
+        where: str | None = None,
+    ):
+        self.instruction = instruction
+        self.tensor = tensor
+        self.index = tuple(int(i) for i in index)
+        self.got = got
+        self.want = want
+        position = ", ".join(map(str, self.index))
+        writer = "" if instruction is None else f", written by instruction {instruction}"
+        super().__init__(f"tensor '{tensor}'[{position}]{writer}: got {got}, want {want}", where=where)
+
+    def as_json(self) -> dict[str, Any]:
+        """As the base class, and the parts of the difference one by one."""
+        parts = {"tensor": self.tensor, "index": list(self.index), "instruction": self.instruction}
+        return super().as_json() | parts | {"got": self.got, "want": self.want}
