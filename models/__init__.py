@@ -1,7 +1,7 @@
 """Trained models that ship with moevit, and the scripts that make them.
 
 `train`, `export`, `evaluate` and `subset` are commands (``python -m moevit.models.train --help``). Training
-and export need PyTorch (the ``torch`` extra); reading the committed model and its images needs NumPy alone.
+and export need PyTorch (the ``train`` extra); reading the committed model and its images needs NumPy alone.
 Nothing in here depends on the hardware, the simulators or the compiler.
 """
 

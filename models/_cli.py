@@ -9,7 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Progress", "add_data_argument", "main_wrapper", "merge_json", "require", "write_json"]
+from moevit.errors import InputError, MoevitError, ToolError
+
+__all__ = [
+    "TRAIN_EXTRA",
+    "Progress",
+    "add_data_argument",
+    "main_wrapper",
+    "merge_json",
+    "require",
+    "write_json",
+]
+
+#: How to get torch.
+TRAIN_EXTRA = "pip install 'moevit[train]', or in a checkout: pip install -e '.[train]'"
 
 
 class Progress:
@@ -45,7 +58,10 @@ def main_wrapper(run: Callable[[], int]) -> None:
     """Exit with the status of `run`; a user's mistake is one line on standard error and status 2."""
     try:
         status = run()
-    except (ValueError, OSError) as error:
+    except MoevitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = error.exit_status
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
@@ -53,12 +69,12 @@ def main_wrapper(run: Callable[[], int]) -> None:
     sys.exit(status)
 
 
-def require(module: str, extra: str) -> None:
-    """Raise ValueError that names the extra to install if `module` cannot be imported."""
+def require(module: str, mend: str) -> None:
+    """Raise ToolError with `mend` as its way out if `module` cannot be imported."""
     try:
         __import__(module)
     except ImportError as error:
-        raise ValueError(f"this command needs {module}: pip install 'moevit[{extra}]' ({error})") from error
+        raise ToolError(f"this command needs {module} ({error})", mend=mend) from error
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +83,8 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="DIR",
-        help="folder of Fashion-MNIST's IDX files, gzipped or not (Debian package dataset-fashion-mnist puts them in "
-        "/usr/share/datasets/fashion-mnist)",
+        help="folder of Fashion-MNIST's IDX files, gzipped or not (Debian package dataset-fashion-mnist "
+        "puts them in /usr/share/datasets/fashion-mnist)",
     )
 
 
@@ -85,7 +101,7 @@ def merge_json(path: Path, data: dict[str, Any]) -> None:
         try:
             old = json.loads(path.read_text())
         except ValueError as error:
-            raise ValueError(f"{path}: is not a JSON file ({error})") from error
+            raise InputError(f"is not a JSON file ({error})", where=str(path)) from error
         if not isinstance(old, dict):
-            raise ValueError(f"{path}: must hold a JSON object")
+            raise InputError("must hold a JSON object", where=str(path))
     write_json(path, old | data)

@@ -1,15 +1,18 @@
-"""Export a trained checkpoint to ONNX (needs the torch extra)."""
+"""Export a trained checkpoint to ONNX (needs the train extra)."""
 
 import argparse
 import contextlib
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._cli import main_wrapper, require
+from moevit.errors import InputError
+
+from ._cli import TRAIN_EXTRA, main_wrapper, require
 
 if TYPE_CHECKING:
     import onnx
@@ -53,18 +56,18 @@ def to_onnx(
     Returns
     -------
     onnx.ModelProto
-        Weights inside, without the stack traces (and so the paths of this machine) that torch stores in the nodes.
+        Weights inside; without the stack traces, with the machine's paths, that torch stores in the nodes.
 
     Raises
     ------
-    ValueError
+    InputError
         Unknown exporter, or it did not produce the operator set asked for.
     """
     import onnx
     import torch
 
     if exporter not in EXPORTERS:
-        raise ValueError(f"exporter must be one of {', '.join(EXPORTERS)}, not {exporter!r}")
+        raise InputError(f"exporter must be one of {', '.join(EXPORTERS)}, not {exporter!r}")
     with _quiet():
         if exporter == "dynamo":
             batch = torch.export.Dim("batch", min=1, max=1 << 16)
@@ -85,7 +88,9 @@ def to_onnx(
             proto = onnx.load_from_string(buffer.getvalue())
     got = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if got != opset:
-        raise ValueError(f"torch's {exporter} exporter gave opset {got} instead of {opset}; choose another --opset")
+        raise InputError(
+            f"torch's {exporter} exporter gave opset {got} instead of {opset}", mend="choose another --opset"
+        )
     _strip(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -102,9 +107,15 @@ def _strip(proto: "onnx.ModelProto") -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporters' deprecation notes and progress lines off the terminal."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def export(checkpoint: Path, out: Path, *, exporter: str = "dynamo", opset: int = 20) -> None:
@@ -112,8 +123,10 @@ def export(checkpoint: Path, out: Path, *, exporter: str = "dynamo", opset: int 
 
     Raises
     ------
-    ValueError
-        The checkpoint is not one, or torch cannot export it so.
+    ModelError
+        The checkpoint is not one.
+    InputError
+        torch cannot export it so.
     """
     import torch
 
@@ -131,14 +144,16 @@ def export(checkpoint: Path, out: Path, *, exporter: str = "dynamo", opset: int 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m moevit.models.export",
-        description="Export a checkpoint of moevit.models.train to ONNX; needs moevit[torch].",
+        description="Export a checkpoint of moevit.models.train to ONNX; needs moevit[train].",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of moevit.models.train")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of moevit.models.train"
+    )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE.onnx")
     parser.add_argument("--exporter", choices=EXPORTERS, default="dynamo", help="default: %(default)s")
     parser.add_argument("--opset", type=int, default=20, help="default: %(default)s")
     args = parser.parse_args(argv)
-    require("torch", "torch")
+    require("torch", TRAIN_EXTRA)
     export(args.checkpoint, args.output, exporter=args.exporter, opset=args.opset)
     print(f"{args.output}: {args.output.stat().st_size} bytes, {args.exporter} exporter, opset {args.opset}")
     return 0

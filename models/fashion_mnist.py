@@ -1,6 +1,7 @@
 """Reads Fashion-MNIST from the IDX files it is distributed as."""
 
 import gzip
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLASSES", "DatasetError", "ImageSet", "load", "read_idx"]
+from moevit.errors import InputError
+
+__all__ = ["CLASSES", "ImageSet", "load", "read_idx"]
 
 CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -17,16 +20,12 @@ CLASSES = (
 
 _STEMS = {"train": "train", "test": "t10k"}
 _HOW_TO_GET = (
-    "Fashion-MNIST is the Debian package `dataset-fashion-mnist` (apt-get install dataset-fashion-mnist; it puts the "
-    "files in /usr/share/datasets/fashion-mnist); elsewhere take the four *-ubyte.gz files from the GitHub project "
-    "zalandoresearch/fashion-mnist (its folder data/fashion) and give their folder"
+    "Fashion-MNIST is the Debian package `dataset-fashion-mnist` (apt-get install dataset-fashion-mnist; it "
+    "puts the files in /usr/share/datasets/fashion-mnist); elsewhere take the four *-ubyte.gz files from the "
+    "GitHub project zalandoresearch/fashion-mnist (its folder data/fashion) and give their folder"
 )
 # More bytes than any file of the data set unpacks to (the largest has 47,040,016).
 _MAX_BYTES = 64 << 20
-
-
-class DatasetError(ValueError):
-    """The data set is missing, incomplete or damaged; the message names the file and the way out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,32 +59,36 @@ def read_idx(path: Path, dims: int) -> NDArray[np.uint8]:
 
     Raises
     ------
-    DatasetError
-        The file is not readable, not gzip data, not IDX, of other element type or dimensions, or not of the length its
-        header states.
+    InputError
+        The file is not readable, not gzip data, not IDX, of other element type or dimensions, or not of the
+        length its header states.
     """
+    where = str(path)
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); download it again. {_HOW_TO_GET}") from error
+        raise InputError(
+            f"cannot be read ({error})", where=where, mend=f"fetch it again: {_HOW_TO_GET}"
+        ) from error
     if len(data) > _MAX_BYTES:
-        raise DatasetError(f"{path}: holds more than {_MAX_BYTES >> 20} MiB; this is not a Fashion-MNIST file")
+        raise InputError(
+            f"holds more than {_MAX_BYTES >> 20} MiB, so it is not of Fashion-MNIST", where=where
+        )
     header_bytes = 4 + 4 * dims
     if len(data) < header_bytes or data[:2] != b"\0\0":
-        raise DatasetError(f"{path}: is not an IDX file (it begins with {data[:4].hex(' ') or 'nothing'})")
+        raise InputError(f"is not an IDX file (it begins with {data[:4].hex(' ') or 'nothing'})", where=where)
     if data[2] != 0x08:
-        raise DatasetError(f"{path}: element type must be 0x08 (unsigned byte), not {data[2]:#04x}")
+        raise InputError(f"element type must be 0x08 (unsigned byte), not {data[2]:#04x}", where=where)
     if data[3] != dims:
-        raise DatasetError(f"{path}: must have {dims} dimension(s), not {data[3]}")
+        raise InputError(f"must have {dims} dimension{'s' * (dims > 1)}, not {data[3]}", where=where)
     shape = struct.unpack(f">{dims}I", data[4:header_bytes])
-    want = 1
-    for size in shape:
-        want *= size
-    if len(data) - header_bytes != want:
-        raise DatasetError(
-            f"{path}: its header says {'x'.join(map(str, shape))} = {want} bytes of data but it holds "
-            f"{len(data) - header_bytes}; download it again"
+    if len(data) - header_bytes != math.prod(shape):
+        raise InputError(
+            f"its header says {'x'.join(map(str, shape))} = {math.prod(shape)} bytes of data, but it holds "
+            f"{len(data) - header_bytes}",
+            where=where,
+            mend="fetch it again",
         )
     return np.frombuffer(data, np.uint8, offset=header_bytes).reshape(shape).copy()
 
@@ -102,26 +105,31 @@ def load(folder: str | Path, split: str) -> ImageSet:
 
     Raises
     ------
-    DatasetError
+    InputError
         A file is missing or damaged, or images and labels do not belong together.
     """
     if split not in _STEMS:
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder. {_HOW_TO_GET}")
+        raise InputError("no such folder", where=str(folder), mend=_HOW_TO_GET)
     images_path = _find(folder, f"{_STEMS[split]}-images-idx3-ubyte")
     labels_path = _find(folder, f"{_STEMS[split]}-labels-idx1-ubyte")
     images = read_idx(images_path, 3)
     labels = read_idx(labels_path, 1).astype(np.int64)
     if len(images) != len(labels):
-        raise DatasetError(f"{images_path} has {len(images)} images but {labels_path} has {len(labels)} labels")
+        raise InputError(f"has {len(images)} images, but {labels_path.name} has {len(labels)} labels",
+                         where=str(images_path))  # fmt: skip
     if not len(labels):
-        raise DatasetError(f"{images_path}: holds no image")
+        raise InputError("holds no image", where=str(images_path))
     if images.shape[1:] != (28, 28):
-        raise DatasetError(f"{images_path}: images must be 28x28, not {images.shape[1]}x{images.shape[2]}")
+        raise InputError(
+            f"images must be 28x28, not {images.shape[1]}x{images.shape[2]}", where=str(images_path)
+        )
     if labels.max() >= len(CLASSES):
-        raise DatasetError(f"{labels_path}: labels must be 0 to {len(CLASSES) - 1}, not {labels.max()}")
+        raise InputError(
+            f"labels must be 0 to {len(CLASSES) - 1}, not {labels.max()}", where=str(labels_path)
+        )
     return ImageSet(images=images, labels=labels)
 
 
@@ -129,4 +137,4 @@ def _find(folder: Path, name: str) -> Path:
     for candidate in (folder / f"{name}.gz", folder / name):
         if candidate.is_file():
             return candidate
-    raise DatasetError(f"{folder}: has neither {name}.gz nor {name}. {_HOW_TO_GET}")
+    raise InputError(f"has neither {name}.gz nor {name}", where=str(folder), mend=_HOW_TO_GET)

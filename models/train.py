@@ -1,7 +1,7 @@
-"""Train the shipped vision transformer on Fashion-MNIST (needs the torch extra).
+"""Train the shipped vision transformer on Fashion-MNIST (needs the train extra).
 
-The seed fixes the data order, the augmentation and the initial weights; the figures still depend a little on torch's
-version and the number of threads, because sums are then taken in another order.
+The seed fixes the data order, the augmentation and the initial weights; the figures still depend a little on
+torch's version and the number of threads, because sums are then taken in another order.
 """
 
 import argparse
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._cli import Progress, add_data_argument, main_wrapper, require, write_json
+from moevit.errors import InputError
+
+from ._cli import TRAIN_EXTRA, Progress, add_data_argument, main_wrapper, require, write_json
 from .fashion_mnist import load
 
 if TYPE_CHECKING:
@@ -66,8 +68,8 @@ def train(
 ) -> dict[str, Any]:
     """Train `FASHION` and write ``checkpoint.pt``, ``train_log.csv`` and ``metrics.json`` to `out`.
 
-    The last `validation` training images are held out and watched in the log; the test images are used once, at the
-    end.
+    The last `validation` training images are held out and watched in the log; the test images are used once,
+    at the end.
 
     Parameters
     ----------
@@ -105,13 +107,13 @@ def train(
 
     whole, test = load(data, "train"), load(data, "test")
     if not 0 < validation < len(whole):
-        raise ValueError(f"validation must be 1 to {len(whole) - 1}, not {validation}")
+        raise InputError(f"validation must be 1 to {len(whole) - 1}, not {validation}")
     images, labels = tensors(whole.images[:-validation], whole.labels[:-validation])
     val_images, val_labels = tensors(whole.images[-validation:], whole.labels[-validation:])
     if limit is not None:
         images, labels = images[:limit], labels[:limit]
     if len(labels) < batch:
-        raise ValueError(f"batch must be at most the {len(labels)} training images, not {batch}")
+        raise InputError(f"batch must be at most the {len(labels)} training images, not {batch}")
 
     model = ViT(FASHION)
     parameters = sum(p.numel() for p in model.parameters())
@@ -165,7 +167,8 @@ def train(
             log.writerow(row)
             file.flush()
             print(
-                f"epoch {epoch}/{epochs}: loss {row[2]}, top-1 {row[3]} training, {row[4]} validation, {row[5]} s",
+                f"epoch {epoch}/{epochs}: loss {row[2]}, top-1 {row[3]} training, {row[4]} validation, "
+                f"{row[5]} s",
                 file=sys.stderr,
             )
             save_checkpoint(model, str(out / "checkpoint.pt"))
@@ -191,7 +194,7 @@ def train(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m moevit.models.train",
-        description="Train the small vision transformer on Fashion-MNIST; needs moevit[torch].",
+        description="Train the small vision transformer on Fashion-MNIST; needs moevit[train].",
     )
     add_data_argument(parser)
     parser.add_argument(
@@ -201,6 +204,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=128, help="images per step, default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak, default: %(default)s")
+    parser.add_argument(
+        "--validation", type=int, default=2000, help="training images held out, default: %(default)s"
+    )
     parser.add_argument("--limit", type=int, help="use only so many training images, to try the command out")
     parser.add_argument("--threads", type=int, help="threads for torch, default: all cores")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
@@ -208,13 +214,16 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("epochs", "batch", "limit", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, not {value}")
-    require("torch", "torch")
+            raise InputError(f"--{name} must be at least 1, not {value}")
+    require("torch", TRAIN_EXTRA)
     metrics = train(
         args.data, args.output, epochs=args.epochs, batch=args.batch, learning_rate=args.learning_rate,
-        limit=args.limit, threads=args.threads, seed=args.seed,
+        validation=args.validation, limit=args.limit, threads=args.threads, seed=args.seed,
     )  # fmt: skip
-    print(f"{args.output / 'checkpoint.pt'}: top-1 {metrics['torch_top1']:.4f} on {metrics['torch_images']} test images")
+    print(
+        f"{args.output / 'checkpoint.pt'}: top-1 {metrics['torch_top1']:.4f} "
+        f"on {metrics['torch_images']} test images"
+    )
     return 0
 
 

@@ -1,8 +1,8 @@
 """A small vision transformer: pre-norm blocks, class token, learned positions.
 
-The structure is that of ViT and DeiT, so what the accelerator and its compiler need for this model is what they need
-for the family: patch embedding by a strided convolution, one fused query/key/value projection, GELU between the two
-linear layers of the MLP, LayerNorm before each half-block and before the classifier.
+The structure is that of ViT and DeiT, so what the accelerator and its compiler need for this model is what
+they need for the family: patch embedding by a strided convolution, one fused query/key/value projection, GELU
+between the two linear layers of the MLP, LayerNorm before each half-block and before the classifier.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from moevit.errors import ModelError
 
 __all__ = ["FASHION", "ViT", "ViTConfig", "load_checkpoint", "save_checkpoint"]
 
@@ -131,8 +133,8 @@ class ViT(nn.Module):
     Members
     -------
     forward(image)
-        ``image`` is float32 ``[batch, channels, height, width]`` with pixels in [0, 1] (no further normalisation);
-        the result is the logits, float32 ``[batch, classes]``.
+        ``image`` is float32 ``[batch, channels, height, width]`` with pixels in [0, 1] (no further
+        normalisation); the result is the logits, float32 ``[batch, classes]``.
     """
 
     def __init__(self, config: ViTConfig = FASHION) -> None:
@@ -170,20 +172,26 @@ def load_checkpoint(path: str) -> ViT:
 
     Raises
     ------
-    ValueError
+    ModelError
         The file is no checkpoint of this kind, or its weights do not fit its configuration.
     """
     try:
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise ModelError(
+            "no such file", where=path, mend="make one with python -m moevit.models.train"
+        ) from error
     except Exception as error:
-        raise ValueError(f"{path} is not a checkpoint written by moevit.models.train: {error}") from error
+        raise ModelError(
+            f"is not a checkpoint of moevit.models.train ({str(error).splitlines()[0]})", where=path
+        ) from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not a checkpoint written by moevit.models.train (no format {_FORMAT!r} in it)")
+        raise ModelError(
+            f"is not a checkpoint of moevit.models.train (no format {_FORMAT!r} in it)", where=path
+        )
     try:
         model = ViT(ViTConfig(**data["config"]))
         model.load_state_dict(data["weights"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: configuration and weights do not fit together: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"configuration and weights do not fit together ({error})", where=path) from error
     return model.eval()
