@@ -32,20 +32,19 @@ demo: $(CORE)
 
 .PHONY: test
 test: $(TEST)
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/pytest $(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(TEST)
-	$(PYTHON) -m pytest -m 'slow and not torch' $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -m 'slow and not torch' $(PYTEST_ARGS)
 
 .PHONY: test-torch
 test-torch: $(TRAIN)
-	$(PYTHON) -m pytest -m torch $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -m torch $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(DEV)
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
 	$(PYTHON) .ci/linktree.py
 	$(VENV)/bin/mypy
 	cd build/linktree && PYTHONPATH=. $(CURDIR)/$(VENV)/bin/lint-imports --config ../../pyproject.toml --no-cache
@@ -62,7 +61,7 @@ venv: $(CORE)
 .PHONY: clean distclean
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find $(filter-out $(VENV),$(wildcard *)) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 distclean: clean
 	rm -rf $(VENV)
 

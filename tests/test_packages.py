@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import runpy
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,12 @@ def test_public_names_are_listed():
     assert moevit.MoevitError is sys.modules["moevit.errors"].MoevitError
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = moevit.nonsense
+
+
+def test_each_module_beside_the_command_line_is_held_to_the_layering():
+    """A new module of `moevit/` is listed as a contract in pyproject.toml, or named here as none."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    listed = set(settings[0]["source_modules"])
+    entries = {path.stem for path in (ROOT / "moevit").iterdir() if path.suffix == ".py" or path.is_dir()}
+    contracts = entries - {"__init__", "__pycache__", "cli", "api"}
+    assert {f"moevit.{name}" for name in contracts} <= listed
