@@ -1,0 +1,1 @@
+"""The units of the machine: one component per file, beside the NumPy function each equals."""
