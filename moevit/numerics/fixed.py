@@ -34,6 +34,11 @@ def round_shift(x: ArrayLike, shift: ArrayLike) -> NDArray[np.int64]:
     x64 = np.asarray(x, dtype=np.int64)
     s = np.asarray(shift, dtype=np.int64)
     # floor(x/2**s + 1/2) == (floor(x / 2**(s-1)) + 1) >> 1, which cannot overflow for large shifts.
+    if s.size and s.min() > 0:
+        out = x64 >> (s - 1)
+        out += 1
+        out >>= 1
+        return out
     return np.where(s > 0, ((x64 >> np.maximum(s - 1, 0)) + 1) >> 1, x64)
 
 

@@ -1,0 +1,214 @@
+"""The program container: one file, no code in it, every size and offset checked before use.
+
+Layout (little-endian): 8 bytes magic, u32 header bytes, u64 image bytes, 32 bytes SHA-256 of header and image,
+the header (JSON), the image. A file that is truncated, longer, altered or inconsistent is refused.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from moevit.config import AcceleratorConfig
+from moevit.errors import ConfigError, ContainerError, EncodingError
+from moevit.isa import INSTRUCTION_BYTES, Begin, DmaIn, Linear, Stream
+from moevit.isa.formats import BLOCK_BYTES
+from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Program, Source, Task
+from moevit.schema import from_json, to_json
+
+MAGIC = b"MOEVIT\x00\x01"
+_PREFIX = struct.Struct("<8sIQ32s")
+MAX_HEADER_BYTES = 64 << 20
+MAX_IMAGE_BYTES = 4 << 30
+MAX_BUFFER_BYTES = 1 << 30
+MAX_ELEMENTS = 1 << 28  #: of one tensor
+
+
+@dataclass(frozen=True)
+class _Header:
+    tasks: tuple[Task, ...]
+    sources: tuple[Source, ...]
+    shared_bytes: int
+
+
+def dumps(program: Program) -> bytes:
+    """The container's bytes; the same program gives the same bytes."""
+    header = {"config": program.config.to_dict()} | to_json(
+        _Header(program.tasks, program.sources, program.shared_bytes)
+    )
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    digest = hashlib.sha256(text + program.image).digest()
+    return _PREFIX.pack(MAGIC, len(text), len(program.image), digest) + text + program.image
+
+
+def save(program: Program, path: Path) -> None:
+    """Write a container atomically: the file is there whole, or as it was before."""
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ContainerError(f"cannot write: {error.strerror}", where=str(path)) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(dumps(program))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: Path) -> Program:
+    """Read and check a container. Raises ContainerError that names the file and what is wrong with it."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > _PREFIX.size + MAX_HEADER_BYTES + MAX_IMAGE_BYTES:
+            raise ContainerError(f"{size} bytes are more than any container has")
+        return loads(path.read_bytes())
+    except OSError as error:
+        raise ContainerError(f"cannot read: {error.strerror}", where=str(path)) from error
+    except ContainerError as error:
+        where = str(path) if error.where is None else f"{path}: {error.where}"
+        raise ContainerError(error.what, where=where, mend=error.mend or "compile it again") from error
+
+
+def loads(data: bytes) -> Program:
+    """Inverse of :func:`dumps`."""
+    if len(data) < _PREFIX.size or data[: len(MAGIC)] != MAGIC:
+        raise ContainerError("not a moevit container of this version")
+    _, header_bytes, image_bytes, digest = _PREFIX.unpack_from(data)
+    if header_bytes > MAX_HEADER_BYTES or _PREFIX.size + header_bytes + image_bytes != len(data):
+        raise ContainerError("truncated, or longer than its header says")
+    body = memoryview(data)[_PREFIX.size :]
+    if hashlib.sha256(body).digest() != digest:
+        raise ContainerError("damaged: the checksum does not fit")
+    try:
+        fields = json.loads(bytes(body[:header_bytes]))
+    except (ValueError, RecursionError) as error:
+        raise ContainerError("the header is not JSON") from error
+    if not isinstance(fields, dict) or "config" not in fields:
+        raise ContainerError("the header holds no configuration")
+    try:
+        config = AcceleratorConfig.from_dict(fields.pop("config"))
+    except ConfigError as error:
+        raise ContainerError(error.what, where="config") from error
+    header = from_json(_Header, fields, "header")
+    program = Program(config, header.tasks, header.sources, bytes(body[header_bytes:]), header.shared_bytes)
+    validate(program)
+    return program
+
+
+def _require(condition: bool, what: str, where: str) -> None:
+    if not condition:
+        raise ContainerError(what, where=where)
+
+
+def validate(program: Program) -> None:
+    """Check every offset, size and cross-reference; a container that passes cannot make a simulator read or
+    write outside its buffers or allocate without bound."""
+    _require(len(program.tasks) > 0, "no task", "tasks")
+    names = [t.name for t in program.tasks]
+    _require(len(set(names)) == len(names), "two tasks have one name", "tasks")
+    for task in program.tasks:
+        _validate_task(program, task)
+
+
+def _validate_task(program: Program, task: Task) -> None:
+    where = f"task {task.name!r}"
+    size = len(program.image)
+    _require(task.entry >= 0 and task.entry % BLOCK_BYTES == 0, "entry is not aligned", where)
+    _require(2 <= task.instructions and task.entry + task.instructions * INSTRUCTION_BYTES <= size,
+             "the program lies outside the image", where)
+    for n in (task.input_bytes, task.output_bytes):
+        _require(0 <= n <= MAX_BUFFER_BYTES, f"a buffer of {n} bytes", where)
+    try:
+        instructions = program.instructions(task)
+    except EncodingError as error:
+        raise ContainerError(str(error), where=where) from error
+    begin = instructions[0]
+    _require(isinstance(begin, Begin) and begin.digest == program.config.digest,
+             "the program was compiled for another configuration", where)
+    tensors = {t.name: t for t in task.tensors}
+    _require(len(tensors) == len(task.tensors), "two tensors have one name", where)
+    for t in task.tensors:
+        here = f"{where}, tensor {t.name!r}"
+        _require(t.dtype in DTYPES, f"unknown dtype {t.dtype!r}", here)
+        _require(t.memory in (MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE), f"unknown memory {t.memory!r}", here)
+        _require(t.rows > 0 and t.channels > 0 and t.rows * t.channels <= MAX_ELEMENTS, "bad shape", here)
+        _require(t.scale > 0, "scale is not positive", here)
+        _require(t.addr >= 0 and t.stride >= 0, "negative address", here)
+        depth = program.config.activation_words if t.memory == MEMORY_ACTIVATION else program.config.operand_words
+        _require(t.addr < depth and t.rows * max(t.stride, 1) <= 1 << 26, "outside its memory", here)
+        for p in t.pieces:
+            _require(p.row >= 0 and p.rows > 0 and p.row + p.rows <= t.rows, "a piece lies outside it", here)
+            _require(0 <= p.instruction < task.instructions and instructions[p.instruction].retires,
+                     "a piece names no instruction that retires", here)
+    for x in task.inputs:
+        here = f"{where}, input {x.name!r}"
+        _require(all(n > 0 for n in x.shape) and _product(x.shape) <= MAX_ELEMENTS, "bad shape", here)
+        _require(x.offset >= 0 and x.offset + _product(x.shape) <= task.input_bytes, "outside the buffer", here)
+        _require(x.scale > 0 and 0 <= x.zero_point <= 255, "bad scale or zero point", here)
+    for y in task.outputs:
+        here = f"{where}, output {y.name!r}"
+        _require(y.tensor in tensors, f"unknown tensor {y.tensor!r}", here)
+        t = tensors[y.tensor]
+        _require(all(n > 0 for n in y.shape) and 0 < len(y.shape) <= 2, "bad shape", here)
+        rows, channels = ((1, *y.shape) if len(y.shape) == 1 else y.shape)[:2]
+        _require(rows <= t.rows and channels <= t.channels, "larger than its tensor", here)
+        extent = t.rows * t.stride * program.config.columns
+        _require(y.offset >= 0 and y.offset + extent <= task.output_bytes, "outside the buffer", here)
+    for layer in task.layers:
+        _validate_layer(program, task, layer, instructions, tensors)
+
+
+def _validate_layer(program: Program, task: Task, layer, instructions, tensors) -> None:
+    here = f"task {task.name!r}, layer {layer.name!r}"
+    _require(layer.kind in ("patches", "constant", "linear", "attention"), f"unknown kind {layer.kind!r}", here)
+    inputs = {x.name for x in task.inputs} if layer.kind == "patches" else set(tensors)
+    _require(set(layer.inputs) <= inputs and set(layer.outputs) <= set(tensors), "unknown tensor", here)
+    _require(len(layer.outputs) in (1, 3), "must have one or three outputs", here)
+    count = {"patches": (1,), "constant": (0,), "linear": (1, 2), "attention": (3,)}[layer.kind]
+    _require(len(layer.inputs) in count, "wrong number of inputs", here)
+    _require(len(layer.instructions) > 0 and all(0 <= i < len(instructions) for i in layer.instructions),
+             "no such instruction", here)
+    _require(layer.rows > 0 and layer.input_row >= 0 and layer.output_row >= 0, "bad rows", here)
+    _require(layer.output_row + layer.rows <= tensors[layer.outputs[0]].rows, "rows outside its output", here)
+    if layer.kind == "patches":
+        _require(len(layer.patch) == 5 and all(n > 0 for n in layer.patch), "bad patch shape", here)
+        _require(_product(layer.patch[:3]) <= MAX_ELEMENTS, "bad patch shape", here)
+    if layer.kind == "constant":
+        constant = instructions[layer.instructions[0]]
+        _require(isinstance(constant, DmaIn) and constant.offset + constant.segment_bytes <= len(program.image),
+                 "lies outside the image", here)
+    if layer.kind == "linear":
+        _require(layer.input_row + layer.rows <= tensors[layer.inputs[0]].rows, "rows outside its input", here)
+        _require(0 <= layer.stream < len(instructions), "no such stream", here)
+        stream, linear = instructions[layer.stream], instructions[layer.instructions[0]]
+        _require(isinstance(stream, Stream) and isinstance(linear, Linear), "names the wrong instructions", here)
+        _require_stream(program, stream, linear, here)
+
+
+def _require_stream(program: Program, stream: Stream, linear: Linear, here: str) -> None:
+    config, size = program.config, len(program.image)
+    steps = -(-linear.length // config.depth)
+    _require(stream.weight_words == linear.tiles * steps, "the stream's weights do not fit the instruction", here)
+    _require(stream.post_words == linear.tiles, "the stream's parameters do not fit the instruction", here)
+    words = -(-linear.length // config.columns) if linear.norm else 0
+    _require(stream.norm_words == words, "the stream's LayerNorm parameters do not fit the instruction", here)
+    for offset, count, word_bytes in (
+        (stream.norm_offset, stream.norm_words, config.norm_word_bytes),
+        (stream.post_offset, stream.post_words, config.post_word_bytes),
+        (stream.weight_offset, stream.weight_words, config.operand_word_bytes),
+    ):
+        _require(offset * BLOCK_BYTES + count * word_bytes <= size, "weights lie outside the image", here)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    out = 1
+    for n in shape:
+        out *= n
+    return out

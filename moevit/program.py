@@ -1,0 +1,155 @@
+"""A compiled program: what a container holds and every simulator and driver runs.
+
+The *program* of a task is its instructions, inside the image. Beside it stand the *tensors* (where each
+intermediate result lies when, and with which scale) and the *layers* (what each instruction computes, over whole
+tensors), from which the NumPy reference works without knowing any address.
+"""
+
+from dataclasses import dataclass, field
+
+from moevit.config import AcceleratorConfig
+from moevit.isa import INSTRUCTION_BYTES, Instruction, decode_program
+
+MEMORY_ACTIVATION = "activation"
+MEMORY_KEY = "key"
+MEMORY_VALUE = "value"
+
+DTYPES = {"int8": (8, True), "uint8": (8, False), "int16": (16, True)}  #: dtype -> (bits, signed)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows ``row`` … ``row + rows - 1`` of a tensor are written by instruction ``instruction`` (program number)."""
+
+    row: int
+    rows: int
+    instruction: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An intermediate tensor [rows, channels]; real value = (q - zero_point) * scale.
+
+    ``addr`` and ``stride`` are in words: of the activation memory, or of the operand memory for K (``stride``
+    between tiles of C keys) and V (between tiles of C channels). ``channels`` includes padding lanes.
+    """
+
+    name: str
+    rows: int
+    channels: int
+    dtype: str
+    scale: float
+    zero_point: int
+    memory: str
+    addr: int
+    stride: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation of the quantised graph.
+
+    kind : ``patches`` (image to rows), ``constant`` (from the image), ``linear`` or ``attention``
+    inputs : tensor names; the second input of a linear layer is its residual
+    outputs : tensor names; a linear layer that fills K and V has (q, k, v)
+    instructions : program numbers of the instructions that compute it; its constants are in the first
+    stream : program number of the STREAM that brings its weights, or -1
+    input_row, output_row, rows : the rows that it reads and writes
+    patch : (channels, height, width, patch height, patch width) of ``patches``, else empty
+    macs : multiply-accumulates of the model (padding not counted)
+    source : names of the ONNX nodes that it stands for
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    instructions: tuple[int, ...]
+    stream: int
+    input_row: int
+    output_row: int
+    rows: int
+    patch: tuple[int, ...]
+    macs: int
+    source: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model input as the host writes it: uint8 [shape], q = round(x / scale) + zero_point, saturated."""
+
+    name: str
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """A model output: rows of ``tensor`` as DMA_OUT copies them to ``offset``, cut to ``shape``."""
+
+    name: str
+    shape: tuple[int, ...]
+    tensor: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One program of a container."""
+
+    name: str
+    entry: int  #: byte offset of BEGIN in the image
+    instructions: int
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    input_bytes: int
+    output_bytes: int
+    tensors: tuple[Tensor, ...]
+    layers: tuple[Layer, ...]
+
+    def tensor(self, name: str) -> Tensor:
+        return next(t for t in self.tensors if t.name == name)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the model, per inference."""
+        return sum(layer.macs for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model file a task was compiled from."""
+
+    task: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything a container holds."""
+
+    config: AcceleratorConfig
+    tasks: tuple[Task, ...]
+    sources: tuple[Source, ...]
+    image: bytes = field(repr=False)
+    shared_bytes: int = 0
+
+    def task(self, name: str | None = None) -> Task:
+        """A task by name; the first when None. Raises InputError naming those there are."""
+        from moevit.errors import InputError
+
+        if name is None:
+            return self.tasks[0]
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise InputError(f"no task {name!r}", mend=f"choose one of {', '.join(t.name for t in self.tasks)}")
+
+    def instructions(self, task: Task) -> list[Instruction]:
+        """The decoded program of a task."""
+        data = self.image[task.entry : task.entry + task.instructions * INSTRUCTION_BYTES]
+        return list(decode_program(data))

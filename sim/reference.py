@@ -1,0 +1,134 @@
+"""The NumPy reference: the quantised graph over whole tensors, with no notion of tiles or addresses."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moevit import layout
+from moevit.isa import Attention, DmaIn, Instruction, Linear, NormMode, Stream
+from moevit.isa.formats import BLOCK_BYTES
+from moevit.numerics import layernorm, softmax
+from moevit.numerics.fixed import requantise, saturate
+from moevit.numerics.matmul import int_matmul
+from moevit.numerics.post import finish
+from moevit.program import DTYPES, Layer, Program, Task
+
+Tensors = dict[str, NDArray]
+
+
+def run_reference(program: Program, task: Task, inputs: dict[str, NDArray[np.uint8]]) -> Tensors:
+    """Every tensor of the task, each [B, rows, channels] int64, for quantised inputs [B, ...]."""
+    instructions = program.instructions(task)
+    tensors: Tensors = {}
+    for layer in task.layers:
+        _LAYERS[layer.kind](program, task, layer, instructions, inputs, tensors)
+    return tensors
+
+
+def _patches(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
+    c, h, w, ph, pw = layer.patch
+    image = inputs[layer.inputs[0]].reshape(-1, c, h // ph, ph, w // pw, pw)
+    rows = image.transpose(0, 2, 4, 1, 3, 5).reshape(len(image), (h // ph) * (w // pw), c * ph * pw)
+    padding = task.tensor(layer.outputs[0]).channels - rows.shape[-1]
+    tensors[layer.outputs[0]] = np.pad(rows, ((0, 0), (0, 0), (0, padding))).astype(np.int64)
+
+
+def _constant(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
+    copy = instructions[layer.instructions[0]]
+    assert isinstance(copy, DmaIn)
+    t = task.tensor(layer.outputs[0])
+    bits, signed = DTYPES[t.dtype]
+    data = np.frombuffer(program.image, np.uint8, copy.segment_bytes, copy.offset).reshape(t.rows, -1)
+    values = layout.unpack_rows(data, t.channels, program.config.columns, bits, signed).astype(np.int64)
+    batch = len(next(iter(inputs.values())))
+    tensors[t.name] = np.broadcast_to(values, (batch, *values.shape))
+
+
+def _part(program: Program, offset: int, words: int, size: int) -> NDArray[np.uint8]:
+    data = memoryview(program.image)[offset * BLOCK_BYTES :]
+    return layout.unstripe(data, words, size, program.config.weight_ports)
+
+
+def _linear(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
+    config = program.config
+    linear, stream = instructions[layer.instructions[0]], instructions[layer.stream]
+    assert isinstance(linear, Linear) and isinstance(stream, Stream)
+    x = tensors[layer.inputs[0]][:, layer.input_row : layer.input_row + layer.rows, : linear.length]
+    if linear.norm != NormMode.NONE:
+        words = _part(program, stream.norm_offset, stream.norm_words, config.norm_word_bytes)
+        x = normalise_rows(x, linear, *layout.unpack_norm(words, linear.length))
+    weight_words = _part(program, stream.weight_offset, stream.weight_words, config.operand_word_bytes)
+    weight = layout.unpack_weights(weight_words, linear.tiles, linear.length, config)
+    post = _part(program, stream.post_offset, stream.post_words, config.post_word_bytes)
+    mid = requantise(int_matmul(x, weight.T), *layout.unpack_post(post))
+
+    last = layer.output_row + layer.rows
+    residual = tensors[layer.inputs[1]] if len(layer.inputs) > 1 else None
+    key, value = linear.key_tile * config.columns, linear.value_tile * config.columns
+    rows = None if residual is None else residual[:, layer.output_row : last]
+    parts = (finish(mid[..., :key], linear, rows), saturate(mid[..., key:value], 8), saturate(mid[..., value:], 8))
+    for name, part in zip(layer.outputs, parts, strict=False):
+        t = task.tensor(name)
+        if layer.rows == t.rows:
+            tensors[name] = part
+            continue
+        # Rows that the layer does not write keep what an earlier layer, or the residual in place, has there.
+        before = tensors.get(name, residual)
+        whole = np.zeros((len(part), t.rows, t.channels), np.int64) if before is None else before.copy()
+        whole[:, layer.output_row : last] = part
+        tensors[name] = whole
+
+
+def normalise_rows(x: NDArray, linear: Linear, gamma: NDArray, beta: NDArray) -> NDArray[np.int64]:
+    """The loader's LayerNorm or affine of int16 rows [..., length] to 8 bits."""
+    if linear.norm == NormMode.AFFINE:
+        return layernorm.affine(x, gamma, beta, linear.norm_shift, bool(linear.signed))
+    constants = layernorm.RowConstants(
+        linear.length, linear.inverse_mult, linear.inverse_shift, linear.epsilon, linear.norm_shift
+    )
+    return layernorm.layernorm(x, gamma, beta, constants, bool(linear.signed))
+
+
+def attend(q: NDArray, k: NDArray, v: NDArray, attention: Attention, lanes: int) -> NDArray[np.int64]:
+    """One or more heads: q [..., N, d], k and v [..., n_keys, d] int8 to int8 [..., N, d]."""
+    scores = requantise(
+        int_matmul(q, np.swapaxes(k, -1, -2), 128), 0, attention.score_mult, attention.score_shift
+    )
+    p, row_sum = softmax.softmax(saturate(scores, softmax.SCORE_WIDTH), lanes)
+    mult, shift = softmax.row_scale(row_sum, attention.out_mult, attention.out_shift)
+    return saturate(requantise(int_matmul(p, v), 0, mult[..., None], shift[..., None]), 8)
+
+
+def _attention(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
+    attention = instructions[layer.instructions[0]]
+    assert isinstance(attention, Attention)
+    lanes = program.config.columns
+    q, k, v = (tensors[name] for name in layer.inputs)
+    padded = layout.ceil_div(attention.head_dim, lanes) * lanes
+
+    def heads(x: NDArray, d: int) -> NDArray:
+        split = x[..., : attention.heads * padded].reshape(*x.shape[:2], attention.heads, padded)
+        return split[..., :d].swapaxes(1, 2)
+
+    q = q[:, layer.input_row : layer.input_row + layer.rows]
+    d = attention.head_dim
+    y = attend(heads(q, d), heads(k, d), heads(v, padded), attention, lanes)
+    y = y.swapaxes(1, 2).reshape(len(q), layer.rows, attention.heads * padded)
+    t = task.tensor(layer.outputs[0])
+    if layer.rows != t.rows:
+        whole = tensors.get(t.name)
+        whole = np.zeros((len(y), t.rows, t.channels), np.int64) if whole is None else whole.copy()
+        whole[:, layer.output_row : layer.output_row + layer.rows] = y
+        y = whole
+    tensors[t.name] = y
+
+
+_LAYERS = {"patches": _patches, "constant": _constant, "linear": _linear, "attention": _attention}
+
+
+def decode_output(task: Task, name: str, values: NDArray) -> NDArray[np.float32]:
+    """A model output as floats [B, *shape], from its tensor's integers [B, rows, channels]."""
+    output = next(y for y in task.outputs if y.name == name)
+    t = task.tensor(output.tensor)
+    rows, channels = (1, *output.shape) if len(output.shape) == 1 else output.shape
+    real = (values[:, :rows, :channels].astype(np.float32) - t.zero_point) * np.float32(t.scale)
+    return real.reshape(len(values), *output.shape)
