@@ -19,7 +19,7 @@ ACC_WIDTH = 32
 ROW_TILE_WIDTH = 13
 COLUMN_WIDTH = 10
 HEAD_WIDTH = 7
-REQUEST_BEATS_WIDTH = 20
+REQUEST_BEATS_WIDTH = 24  #: the longest part of a STREAM: 2**17 words of up to 128 beats
 RING_COUNT_WIDTH = 18  #: free-running word counters of the rings, compared modulo 2**18
 
 
@@ -201,3 +201,13 @@ class AxiLiteSignature(wiring.Signature):
 def request_signature(config: AcceleratorConfig) -> stream.Signature:
     """Asks a read port for ``beats`` bus words from a bus-aligned address; data comes back in order."""
     return stream.Signature(data.StructLayout({"addr": config.axi_address_width, "beats": REQUEST_BEATS_WIDTH}))
+
+
+def read_data_signature(config: AcceleratorConfig) -> stream.Signature:
+    """Bus words of a read port, in order; ``last`` marks the last one of a request."""
+    return stream.Signature(data.StructLayout({"data": config.axi_data_width, "last": 1}))
+
+
+def write_data_signature(config: AcceleratorConfig) -> stream.Signature:
+    """Bus words for a write port with their byte strobes."""
+    return stream.Signature(data.StructLayout({"data": config.axi_data_width, "strb": config.axi_bytes}))
