@@ -1,0 +1,93 @@
+"""The activation memory: two banks of C-byte words, shared by POST, the loader and the DMA unit."""
+
+from amaranth import *
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from moevit.config import AcceleratorConfig
+from moevit.hw.interfaces import ACTIVATION_READ_LATENCY, ActivationReadSignature, ActivationWriteSignature
+from moevit.hw.units import arithmetic
+
+READERS = ("post", "load", "dma")  #: in order of priority
+WRITERS = ("post", "dma")
+
+
+class ActivationMemory(wiring.Component):
+    """Words of C bytes in an even and an odd bank; one pair is read and one is written per cycle.
+
+    Parameters
+    ----------
+    config : the accelerator's configuration
+
+    Members
+    -------
+    read_post, read_load, read_dma : readers, first come first in priority; never ready and valid together
+    write_post, write_dma : writers, POST first
+    fault : one-cycle pulse, the cycle after a pair outside the memory was accepted. Its write does not happen;
+        its read returns anything
+
+    Latency: a read accepted in a cycle has its data ACTIVATION_READ_LATENCY cycles later; it sees every write
+    accepted in an earlier cycle, and not one of the same cycle. Throughput: one read and one write per cycle.
+    A reader or writer is refused only in cycles in which one before it is valid.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self._config = config
+        super().__init__(
+            {f"read_{name}": In(ActivationReadSignature(config)) for name in READERS}
+            | {f"write_{name}": In(ActivationWriteSignature(config)) for name in WRITERS}
+            | {"fault": Out(1)}
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        pairs = config.activation_words // 2
+        assert ACTIVATION_READ_LATENCY == 2  # the memory's register and one behind it
+
+        read_valid, read_pair, read_accepted = self._arbitrate(m, [getattr(self, f"read_{n}") for n in READERS])
+        writers = [getattr(self, f"write_{n}") for n in WRITERS]
+        write_valid, write_pair, write_accepted = self._arbitrate(m, writers)
+        write_data, write_mask = Signal.like(writers[0].data), Signal.like(writers[0].mask)
+        for writer in reversed(writers):
+            with m.If(writer.valid):
+                m.d.comb += [write_data.eq(writer.data), write_mask.eq(writer.mask)]
+
+        read_outside, write_outside = Signal(), Signal()
+        m.d.comb += [read_outside.eq(read_pair >= pairs), write_outside.eq(write_pair >= pairs)]
+        m.d.sync += self.fault.eq((read_valid & read_outside) | (write_valid & write_outside))
+
+        read_data = Signal(2 * config.columns * 8)
+        for index, bank in enumerate(("even", "odd")):
+            memory = Memory(shape=config.columns * 8, depth=pairs, init=[])
+            m.submodules[bank] = memory
+            read, write = memory.read_port(), memory.write_port(granularity=8)
+            lanes = write_mask.word_select(index, config.columns)
+            m.d.comb += [
+                read.addr.eq(read_pair), read.en.eq(read_valid),
+                write.addr.eq(write_pair), write.data.eq(write_data.word_select(index, config.columns * 8)),
+                write.en.eq(Mux(write_valid & ~write_outside, lanes, 0)),
+                read_data.word_select(index, config.columns * 8).eq(arithmetic.delay(
+                    m, read.data, 1, name=f"{bank}_data")),
+            ]
+        for name, accepted in zip(READERS, read_accepted, strict=True):
+            reader = getattr(self, f"read_{name}")
+            m.d.comb += [
+                reader.data.eq(read_data),
+                reader.data_valid.eq(arithmetic.delay(
+                    m, accepted, ACTIVATION_READ_LATENCY, name=f"{name}_accepted", reset=True)),
+            ]
+        return m
+
+    @staticmethod
+    def _arbitrate(m: Module, clients):
+        """Give ``ready`` to the first valid client; returns (any valid, its pair, accepted per client)."""
+        valid, pair, accepted = C(0, 1), clients[-1].pair, []
+        for client in clients:
+            m.d.comb += client.ready.eq(~valid)
+            accepted.append(client.valid & ~valid)
+            valid = valid | client.valid
+        for client in reversed(clients[:-1]):
+            pair = Mux(client.valid, client.pair, pair)
+        return valid, pair, accepted
