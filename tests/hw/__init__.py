@@ -1,0 +1,1 @@
+"""Tests of the units; a package, so that they share `hw.bench` however pytest is started."""
