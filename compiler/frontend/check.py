@@ -1,0 +1,81 @@
+"""Comparing the graph with onnxruntime on random inputs, so that a misread model is never silent."""
+
+from os import PathLike
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from moevit.compiler.interpret import outputs, run
+from moevit.compiler.ir import Graph, Input
+from moevit.errors import ModelError
+
+TOLERANCE = 1e-3
+
+
+def random_input(entry: Input, n: int, seed: int) -> NDArray[np.generic]:
+    """`n` random inputs of the model's shape and type."""
+    rng = np.random.default_rng(seed)
+    shape = (n, *entry.model_shape)
+    if entry.dtype == "float32":
+        return rng.standard_normal(shape, dtype=np.float32)
+    limits = np.iinfo(entry.dtype)
+    return rng.integers(limits.min, limits.max, shape, endpoint=True).astype(entry.dtype)
+
+
+def run_onnxruntime(path: str | PathLike[str], feeds: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """The model's outputs, image by image, `(B, ...)` by name."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        images = len(next(iter(feeds.values())))
+        wanted = {i.name for i in session.get_inputs()}
+        rows = [
+            session.run(None, {k: v[i : i + 1] for k, v in feeds.items() if k in wanted}) for i in range(images)
+        ]
+    except Exception as error:  # onnxruntime's own exceptions have no common base
+        text = " ".join(str(error).split())[:300]
+        raise ModelError(f"onnxruntime cannot run it ({text})", where=str(path), mend="export it again") from error
+    names = [o.name for o in session.get_outputs()]
+    return {name: np.stack([np.asarray(r[i]) for r in rows]) for i, name in enumerate(names)}
+
+
+def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 2, seed: int = 0) -> float:
+    """Run random inputs through the graph's interpreter and through onnxruntime.
+
+    Parameters
+    ----------
+    path : path
+        The ONNX file the graph was made from.
+    graph : Graph
+    n : int
+        How many inputs.
+    seed : int
+
+    Returns
+    -------
+    float
+        The largest difference, relative to the largest value of its output.
+
+    Raises
+    ------
+    ModelError
+        If onnxruntime cannot run the model, or the difference is beyond `TOLERANCE`.
+    """
+    feeds = {entry.name: random_input(entry, n, seed + i) for i, entry in enumerate(graph.inputs)}
+    want = run_onnxruntime(path, feeds)
+    got = outputs(graph, run(graph, feeds))
+    worst = 0.0
+    for output in graph.outputs:
+        a, b = got[output.name], want[output.name].reshape(got[output.name].shape)
+        error = float(np.max(np.abs(a - b))) / max(float(np.max(np.abs(b))), 1e-30)
+        if not error <= TOLERANCE:
+            raise ModelError(
+                f"output '{output.name}' as moevit reads the model differs from onnxruntime's by {error:.2g} of its "
+                "largest value",
+                where=str(path),
+                mend="this is a mistake of moevit's front end, or the model is not float32: please report it",
+            )
+        worst = max(worst, error)
+    return worst

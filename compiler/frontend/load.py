@@ -1,0 +1,103 @@
+"""From an ONNX file to a verified graph."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from moevit.compiler.frontend.check import check_against_onnxruntime
+from moevit.compiler.frontend.lower import Lowering
+from moevit.compiler.frontend.model import read
+from moevit.compiler.frontend.rows import choose_rows_early, remove_dead
+from moevit.compiler.frontend.space import Opaque, View
+from moevit.compiler.frontend.trace import Tracer
+from moevit.compiler.ir import Graph, Output
+from moevit.compiler.verify import run_passes
+from moevit.errors import ModelError, UnsupportedNode, UnsupportedOpError
+
+
+def load(path: str | PathLike[str], *, check: bool = True) -> Graph:
+    """Read an ONNX model as a graph of the accelerator's operations.
+
+    Parameters
+    ----------
+    path : path
+        The file; float32, batch 1 or dynamic, all other extents fixed.
+    check : bool
+        Compare the graph with onnxruntime on random inputs.
+
+    Returns
+    -------
+    Graph
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, not valid ONNX, or of a form that cannot be read; or if the check fails.
+    UnsupportedOpError
+        If nodes that an output depends on cannot be mapped; it holds all of them.
+    """
+    where = str(path)
+    try:
+        with _deep_recursion():
+            graph = _build(Tracer(read(path), where), where)
+    except RecursionError as error:
+        raise ModelError("its nodes are nested too deeply", where=where) from error
+    graph = run_passes(
+        graph, {"remove_dead": remove_dead, "choose_rows_early": choose_rows_early, "remove_dead again": remove_dead}
+    )
+    if check:
+        check_against_onnxruntime(path, graph)
+    return graph
+
+
+def _build(tracer: Tracer, where: str) -> Graph:
+    lowering = Lowering(tracer.space)
+    outputs: list[Output | None] = []
+    for name, value in tracer.outputs.items():
+        if isinstance(value, View):
+            outputs.append(lowering.output(name, value))
+        elif value is None:
+            _note_unknown(lowering, tracer.unknown, name)
+        else:
+            raise ModelError(
+                f"output '{name}' is constant ({np.asarray(value).size} values)", where=where, mend="remove this output"
+            )
+    problems = tuple(lowering.problems.values())
+    if problems:
+        raise UnsupportedOpError(problems, where=where)
+    return Graph(
+        name=Path(where).stem,
+        inputs=tuple(lowering.inputs[s.name] for s in tracer.sources if s.name in lowering.inputs),
+        outputs=tuple(o for o in outputs if o is not None),
+        ops=tuple(lowering.ops),
+    )
+
+
+def _note_unknown(lowering: Lowering, unknown: list[Opaque], output: str) -> None:
+    """Nodes that cannot be mapped and hide what comes after them."""
+    for value in unknown:
+        name = value.origin.name
+        lowering.problems[name] = UnsupportedNode(
+            name=name, op=value.origin.op, reason=value.reason, way_out=value.way_out
+        )
+        for operand in value.operands:
+            lowering.visit(operand)
+    if not unknown:
+        lowering.problems[output] = UnsupportedNode(
+            name=output, op="Output", reason="no node of the model computes it", way_out="export the model again"
+        )
+
+
+@contextmanager
+def _deep_recursion(limit: int = 20_000) -> Iterator[None]:
+    """Lowering recurses along the longest path of the model, some ten calls per operation."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, limit))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)

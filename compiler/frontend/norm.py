@@ -1,0 +1,141 @@
+"""Layer normalisation, as one node or as means, differences, squares and roots."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moevit.compiler.frontend.node import Node, Unmapped
+from moevit.compiler.frontend.space import Centred, Function, Mean, Norm, Opaque, Pointwise, View
+
+if TYPE_CHECKING:
+    from moevit.compiler.frontend.trace import Tracer
+
+_PROBE = np.array([1e-3, 0.5, 1.0, 4.0, 100.0])
+
+
+def mean_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
+    """ReduceMean over the last axis."""
+    view: View = inputs[0]
+    axes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else node.attribute("axes")
+    if isinstance(axes, View):
+        raise Unmapped("its axes depend on the data", "export with fixed shapes")
+    dims = sorted({int(a) % len(view.shape) for a in np.asarray(axes).reshape(-1)} if axes is not None else ())
+    if dims != [len(view.shape) - 1]:
+        raise Unmapped(
+            "means over tokens are no operation of the accelerator",
+            "export the model with the class token as its head's input, or end it before the mean",
+        )
+    x = view.matrix()
+    mean = tracer.space.add(Mean(origin=node.origin, shape=(x.shape[0],), x=view))
+    keep = bool(node.attribute("keepdims", 1))
+    return [mean.reshape(*view.shape[:-1], *((1,) if keep else ()))]
+
+
+def layer_norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View | None]:
+    """LayerNormalization over the last axis; its further outputs are not available."""
+    from moevit.compiler.frontend.pointwise import with_constant
+
+    view, gamma, beta = (*inputs, None, None)[:3]
+    if int(node.attribute("axis", -1)) % len(view.shape) != len(view.shape) - 1:
+        raise Unmapped("it normalises over more than the last axis", "normalise each token over its channels")
+    if isinstance(gamma, View) or isinstance(beta, View):
+        raise Unmapped("its scale or bias depends on the data", "they must be constants")
+    x = view.matrix()
+    eps = float(node.attribute("epsilon", 1e-5))
+    out = tracer.space.add(Norm(origin=node.origin, shape=x.shape, x=x, eps=eps)).reshape(*view.shape)
+    if gamma is not None:
+        out = with_constant(tracer, node, "Mul", out, np.asarray(gamma, np.float64), left=False)
+    if beta is not None:
+        out = with_constant(tracer, node, "Add", out, np.asarray(beta, np.float64), left=False)
+    return [out, *[None] * (len(node.proto.output) - 1)]
+
+
+def centre(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View | None:
+    """`x - mean(x)`, if that is what `a op b` is."""
+    if op not in ("Add", "Sub"):
+        return None
+    for x, m, sign in ((a, b, -1 if op == "Add" else 1), *([(b, a, -1)] if op == "Add" else [])):
+        mean = _row_value(tracer, m)
+        if isinstance(mean, Mean) and (m.mul, m.add) == (sign, 0) and mean.x.same_elements(x.reshape(*mean.x.shape)):
+            if (mean.x.mul, mean.x.add) != (x.mul, x.add):
+                continue
+            if mean.centred is None:
+                mean.centred = Centred(origin=node.origin.joined(mean.origin), shape=x.matrix().shape, x=x)
+                tracer.space.add(mean.centred)
+            return mean.centred.view.reshape(*x.shape)
+    return None
+
+
+def normalise(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View | None:
+    """`(x - mean) / sqrt(variance + eps)`, if that is what `a op b` is; a scale stays in the view."""
+    from moevit.compiler.frontend.pointwise import as_function
+
+    if op not in ("Mul", "Div"):
+        return None
+    for x, d in ((a, b), *([(b, a)] if op == "Mul" else [])):
+        centred = tracer.space.whole(x)
+        if not isinstance(centred, Centred) or x.add != 0:
+            continue
+        base, function = as_function(tracer, d)
+        variance = _row_value(tracer, base)
+        if not isinstance(variance, Mean) or not _is_variance(tracer, variance, centred):
+            continue
+        found = _inverse_root(function if op == "Mul" else lambda v, f=function: 1 / f(v))  # type: ignore[misc]
+        if found is None:
+            continue
+        eps, scale = found
+        origin = node.origin.joined(centred.origin, variance.origin)
+        own = tracer.space.single(d)
+        if own is not None:
+            origin = origin.joined(origin, own.origin)
+        rows = centred.x.matrix()
+        norm = tracer.space.add(Norm(origin=origin, shape=rows.shape, x=rows, eps=eps))
+        return norm.reshape(*x.shape).affine(mul=scale * x.mul)
+    return None
+
+
+def _row_value(tracer: "Tracer", view: View) -> Any:
+    """The value with one element per row that a view repeats along its last axis."""
+    value = tracer.space.single(view)
+    if value is None or not view.shape:
+        return None
+    rows = view.matrix().idx
+    if value.size != len(rows) or not np.array_equal(rows[:, 0], np.arange(value.start, value.start + value.size)):
+        return None
+    return value if np.all(rows == rows[:, :1]) else None
+
+
+def _is_variance(tracer: "Tracer", mean: Mean, centred: Centred) -> bool:
+    """Whether a mean is that of `centred` squared."""
+    square = tracer.space.whole(mean.x)
+    if not isinstance(square, Pointwise) or tracer.space.whole(square.base) is not centred:
+        return False
+    if (mean.x.mul, mean.x.add) != (1, 0):
+        return False
+    return bool(np.allclose(square.function(_PROBE), _PROBE**2, rtol=1e-9))
+
+
+def _inverse_root(function: Function) -> tuple[float, float] | None:
+    """`(eps, scale)` of a function that is `scale / sqrt(v + eps)`."""
+    with np.errstate(all="ignore"):
+        low, high = 1 / np.square(np.asarray(function(np.array([0.0, 1.0])), dtype=np.float64))
+        if not np.isfinite([low, high]).all() or high <= low:
+            return None
+        scale = 1 / np.sqrt(high - low)
+        eps = float(low * scale**2)
+        if float(function(np.array([1.0]))[0]) < 0:
+            scale = -scale
+        good = np.allclose(function(_PROBE), scale / np.sqrt(_PROBE + eps), rtol=1e-6)
+    return (eps, float(scale)) if good else None
+
+
+def unmapped_mean(value: Mean | Centred) -> Opaque:
+    """What to say of a mean that is not part of a layer normalisation."""
+    return Opaque(
+        origin=value.origin,
+        shape=value.shape,
+        reason="a mean over channels outside a layer normalisation is no operation of the accelerator",
+        way_out="supported is (x - mean) / sqrt(variance + eps)",
+        operands=(value.x,),
+    )

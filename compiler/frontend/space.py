@@ -1,0 +1,307 @@
+"""Symbolic values, and views of them.
+
+While a model is traced, every tensor that depends on an input is a `View`: an array of addresses, each naming one
+element of one `Value`, with a scale and an offset common to all. Reshape, Transpose, Split, Gather, Concat and their
+like only rearrange addresses, so however an exporter spells a rearrangement, what arrives at the next matrix product
+is the same array of addresses; what it means is read off there.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[int, ...]
+Floats = NDArray[np.float64]
+Addresses = NDArray[np.int64]
+Function = Callable[[Floats], Floats]
+
+NO_ADDRESS = -1
+# In an array of addresses: a constant, which belongs to no value.
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """An array whose element `e` is `mul * element(idx[e]) + add`.
+
+    `start` is set instead of `index` where the addresses are consecutive, so that large arrays cost nothing.
+    """
+
+    shape: Shape
+    start: int | None = None
+    index: Addresses | None = field(default=None, repr=False)
+    mul: float = 1.0
+    add: float = 0.0
+
+    @cached_property
+    def idx(self) -> Addresses:
+        """The addresses, of the view's shape."""
+        if self.index is not None:
+            return self.index
+        assert self.start is not None
+        return np.arange(self.start, self.start + self.size, dtype=np.int64).reshape(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return prod(self.shape)
+
+    def at(self, index: Addresses) -> "View":
+        """Other addresses, the same scale and offset."""
+        return View(index.shape, None, index, self.mul, self.add)
+
+    def reshape(self, *shape: int) -> "View":
+        """As NumPy's; -1 is allowed."""
+        if -1 in shape:
+            rest = -prod(shape)
+            shape = tuple(self.size // max(rest, 1) if s == -1 else s for s in shape)
+        if self.index is None:
+            return View(shape, self.start, None, self.mul, self.add)
+        return self.at(self.index.reshape(shape))
+
+    def transpose(self, *axes: int) -> "View":
+        """As NumPy's."""
+        return self.at(self.idx.transpose(axes))
+
+    def broadcast(self, shape: Shape) -> "View":
+        """As `numpy.broadcast_to`."""
+        return self if shape == self.shape else self.at(np.broadcast_to(self.idx, shape))
+
+    def affine(self, mul: float = 1.0, add: float = 0.0) -> "View":
+        """`mul * self + add`."""
+        return View(self.shape, self.start, self.index, self.mul * mul, self.add * mul + add)
+
+    def plain(self) -> "View":
+        """The same addresses without scale and offset."""
+        return View(self.shape, self.start, self.index)
+
+    def matrix(self) -> "View":
+        """All leading axes taken as one: `(rows, last axis)`."""
+        return self.reshape(prod(self.shape[:-1]), self.shape[-1]) if self.shape else self.reshape(1, 1)
+
+    def same_elements(self, other: "View") -> bool:
+        """Whether both name the same addresses in the same order, in arrays of the same shape."""
+        if self.shape != other.shape:
+            return False
+        if self.index is None and other.index is None:
+            return self.start == other.start
+        return bool(np.array_equal(self.idx, other.idx))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The ONNX node a value comes from, and those that were folded into it."""
+
+    name: str
+    op: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of the nodes."""
+        return (self.name, *self.others)
+
+    def joined(self, *earlier: "Origin") -> "Origin":
+        """With the nodes of the values that it absorbs."""
+        names = [n for e in earlier for n in e.names] + list(self.others)
+        return Origin(name=self.name, op=self.op, others=tuple(dict.fromkeys(names)))
+
+
+@dataclass(eq=False, kw_only=True)
+class Value:
+    """An array that is computed, with `start` the address of its first element."""
+
+    origin: Origin
+    shape: Shape
+    start: int = -1
+
+    @property
+    def size(self) -> int:
+        """How many addresses it has."""
+        return prod(self.shape)
+
+    @property
+    def view(self) -> View:
+        """All of it, as it is."""
+        return View(self.shape, self.start)
+
+
+@dataclass(eq=False, kw_only=True)
+class Source(Value):
+    """An input of the model. `shape` is `(tokens, channels)` if it can be that, else the model's own."""
+
+    name: str
+    dtype: str
+    model_shape: Shape
+
+
+@dataclass(eq=False, kw_only=True)
+class Const(Value):
+    """Constants that were joined with computed elements."""
+
+    array: Floats
+
+
+@dataclass(eq=False, kw_only=True)
+class Affine(Value):
+    """`mul * base + add`, elementwise; None stands for 1 and 0."""
+
+    base: View
+    mul: Floats | None
+    add: Floats | None
+
+
+@dataclass(eq=False, kw_only=True)
+class Projection(Value):
+    """`x @ weight.T` for x `(rows, in)`, weight `(out, in)`."""
+
+    x: View
+    weight: Floats
+
+
+@dataclass(eq=False, kw_only=True)
+class Product(Value):
+    """`a @ b` for a `(..., n, d)`, b `(..., d, m)`, neither of them constant."""
+
+    a: View
+    b: View
+
+
+@dataclass(eq=False, kw_only=True)
+class Softmax(Value):
+    """Softmax over the last axis."""
+
+    x: View
+
+
+@dataclass(eq=False, kw_only=True)
+class Context(Value):
+    """Attention: `(rows, heads*head_dim)` from q, k, v of that form."""
+
+    q: View
+    k: View
+    v: View
+    heads: int
+    head_dim: int
+    scale: float
+
+
+@dataclass(eq=False, kw_only=True)
+class Mean(Value):
+    """The mean over the last axis of `x`; `centred` is `x - mean` once that has been seen."""
+
+    x: View
+    centred: "Centred | None" = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Centred(Value):
+    """`x - mean(x)` over the last axis."""
+
+    x: View
+
+
+@dataclass(eq=False, kw_only=True)
+class Norm(Value):
+    """Layer normalisation without gamma and beta of x `(rows, channels)`."""
+
+    x: View
+    eps: float
+
+
+@dataclass(eq=False, kw_only=True)
+class Pointwise(Value):
+    """`function(base)`, the same function for every element.
+
+    `terms` are two views whose sum it is, in case the function turns out to be none the accelerator has.
+    """
+
+    base: View
+    function: Function
+    terms: tuple[View, View] | None = None
+    found: Any = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Active(Value):
+    """An activation of a matrix of the same shape."""
+
+    base: View
+    kind: str
+
+
+@dataclass(eq=False, kw_only=True)
+class Sum(Value):
+    """`a + b`, of the same shape."""
+
+    a: View
+    b: View
+
+
+@dataclass(eq=False, kw_only=True)
+class Opaque(Value):
+    """What no operation of the accelerator computes; `operands` is what it reads."""
+
+    reason: str
+    way_out: str
+    operands: tuple[View, ...] = ()
+
+
+class Space:
+    """All values of a model, each with its own range of addresses."""
+
+    def __init__(self) -> None:
+        self._values: list[Value] = []
+        self._starts: list[int] = []
+        self._end = 0
+
+    def add(self, value: Value) -> View:
+        """Give a value its addresses, and return the view of all of it."""
+        value.start = self._end
+        self._values.append(value)
+        self._starts.append(value.start)
+        self._end += max(value.size, 1)
+        return value.view
+
+    def owner(self, address: int) -> Value:
+        """The value an address belongs to."""
+        return self._values[bisect_right(self._starts, address) - 1]
+
+    def owners(self, addresses: Addresses) -> list[Value]:
+        """The values that addresses belong to, each once; constants (`NO_ADDRESS`) belong to none."""
+        used = addresses[addresses != NO_ADDRESS]
+        if not used.size:
+            return []
+        first, last = self.owner(int(used.min())), self.owner(int(used.max()))
+        if first is last:
+            return [first]
+        places = np.unique(np.searchsorted(self._starts, used, side="right") - 1)
+        return [self._values[i] for i in places]
+
+    def whole(self, view: View) -> Value | None:
+        """The value that a view shows completely and in order, if there is one; its shape may differ."""
+        if view.size == 0:
+            return None
+        start = view.start
+        if start is None:
+            start = int(view.idx.flat[0])
+            if start < 0 or not np.array_equal(view.idx.reshape(-1), np.arange(start, start + view.size)):
+                return None
+        value = self.owner(start)
+        return value if value.start == start and value.size == view.size else None
+
+    def single(self, view: View) -> Value | None:
+        """The only value that a view shows elements of, if there is only one."""
+        if view.size == 0:
+            return None
+        if view.index is None:
+            assert view.start is not None
+            value = self.owner(view.start)
+            return value if view.start + view.size <= value.start + value.size else None
+        owners = self.owners(view.idx)
+        return owners[0] if len(owners) == 1 else None
