@@ -1,4 +1,4 @@
-"""The float graph run in NumPy, for a whole batch at once: the calibration's and the front end's own check."""
+"""The float graph run in NumPy, a whole batch at once: for calibration and the front end's own check."""
 
 from collections.abc import Callable, Mapping
 from functools import singledispatch
@@ -31,7 +31,7 @@ def erf(x: Array) -> Array:
     """The error function to 1.5e-7 (Abramowitz and Stegun 7.1.26): NumPy has none."""
     a = np.abs(x)
     t = 1 / (1 + np.float32(0.3275911) * a)
-    poly = np.float32(1.061405429)
+    poly: Array = np.full_like(t, 1.061405429)
     for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         poly = poly * t + np.float32(c)
     return np.copysign(1 - poly * t * np.exp(-a * a), x)

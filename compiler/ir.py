@@ -1,8 +1,8 @@
 """The float graph that the front end makes of an ONNX model and the quantiser reads.
 
 Tensors are named, defined once and have a static shape without the batch: `(tokens, channels)`, or
-`(channels, height, width)` for an image. Each kind of operation is one frozen dataclass that holds its own float32
-constants, names its operands in `inputs`, and states in `infer` which shapes it takes and gives.
+`(channels, height, width)` for an image. Each kind of operation is one frozen dataclass that holds its own
+float32 constants, names its operands in `inputs`, and states in `infer` which shapes it takes and gives.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ ACTIVATION_KINDS = ("gelu", "gelu_tanh", "relu", "silu")
 
 
 class ShapeError(Exception):
-    """An operation was given shapes it does not take. Internal: `verify` turns it into an error with a place."""
+    """An operation was given shapes it does not take; `verify` turns it into an error with a place."""
 
 
 def _need(condition: bool, message: str) -> None:
@@ -80,8 +80,8 @@ class Op:
 class PatchEmbed(Op):
     """Cut an image into patches, row by row, and project each: `(C, H, W)` to `(gh*gw, D)`.
 
-    `weight` is `(D, C*ph*pw)` with its columns in (channel, row, column) order, `bias` is `(D,)`. Pixels right of and
-    below the last whole patch are not read.
+    `weight` is `(D, C*ph*pw)` with its columns in (channel, row, column) order, `bias` is `(D,)`. Pixels
+    right of and below the last whole patch are not read.
     """
 
     x: str
@@ -98,7 +98,9 @@ class PatchEmbed(Op):
         _need(len(image) == 3, f"the image must be (channels, height, width), not {image}")
         _need(self.weight.ndim == 2, f"weight must be a matrix, not {self.weight.shape}")
         size = image[0] * self.patch[0] * self.patch[1]
-        _need(self.weight.shape[1] == size, f"weight has {self.weight.shape[1]} columns, a patch {size} values")
+        _need(
+            self.weight.shape[1] == size, f"weight has {self.weight.shape[1]} columns, a patch {size} values"
+        )
         _need(self.bias.shape == self.weight.shape[:1], f"bias {self.bias.shape}, weight {self.weight.shape}")
         down, across = self.grid(image)
         _need(down * across > 0, f"image {image} is smaller than a patch {self.patch}")
@@ -113,7 +115,7 @@ class PatchEmbed(Op):
 class Assemble(Op):
     """Constant tokens, then the patches with their position added: `(P, D)` to `(n_prefix + P, D)`.
 
-    `prefix` is `(n_prefix, D)`: class and distillation tokens, their position already added. `pos` is `(P, D)`.
+    `prefix` is `(n_prefix, D)`: class and distillation tokens, their position added. `pos` is `(P, D)`.
     """
 
     x: str
@@ -153,7 +155,10 @@ class Linear(Op):
 
     def infer(self, *shapes: Shape) -> Shape:
         tokens, channels = _matrix(shapes[0], "x")
-        _need(self.weight.ndim == 2 and self.weight.shape[1] == channels, f"weight {self.weight.shape}, x {shapes[0]}")
+        _need(
+            self.weight.ndim == 2 and self.weight.shape[1] == channels,
+            f"weight {self.weight.shape}, x {shapes[0]}",
+        )
         _need(self.bias.shape == self.weight.shape[:1], f"bias {self.bias.shape}, weight {self.weight.shape}")
         return tokens, self.weight.shape[0]
 
@@ -227,7 +232,9 @@ class Rows(Op):
 
     def infer(self, *shapes: Shape) -> Shape:
         tokens, channels = _matrix(shapes[0], "x")
-        _need(0 <= self.start and 0 < self.count and self.start + self.count <= tokens, f"rows of {shapes[0]}")
+        _need(
+            self.start >= 0 and self.count > 0 and self.start + self.count <= tokens, f"rows of {shapes[0]}"
+        )
         return self.count, channels
 
 

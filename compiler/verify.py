@@ -17,8 +17,8 @@ def _fail(stage: str, op: Op | None, message: str) -> None:
 def verify(graph: Graph, stage: str = "construction") -> Graph:
     """Return the graph if it keeps every rule.
 
-    The rules: names of tensors and of operations are unique; every operand is defined before; shapes agree; constants
-    are finite float32; every output exists; nothing is dead.
+    The rules: names of tensors and of operations are unique; every operand is defined before; shapes agree;
+    constants are finite float32; every output exists; nothing is dead.
 
     Parameters
     ----------
@@ -36,7 +36,11 @@ def verify(graph: Graph, stage: str = "construction") -> Graph:
         if entry.name in shapes:
             _fail(stage, None, f"two inputs are named '{entry.name}'")
         if np.prod(entry.shape) != np.prod(entry.model_shape):
-            _fail(stage, None, f"input '{entry.name}' is {entry.shape} here and {entry.model_shape} in the model")
+            _fail(
+                stage,
+                None,
+                f"input '{entry.name}' is {entry.shape} here and {entry.model_shape} in the model",
+            )
         shapes[entry.name] = entry.shape
     seen: set[str] = set()
     for op in graph.ops:

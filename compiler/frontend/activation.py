@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moevit.compiler.frontend.pointwise import UNARY, _gelu, _gelu_tanh
+from moevit.compiler.frontend.functions import UNARY, gelu, gelu_tanh, sigmoid
 from moevit.compiler.frontend.space import Function
 
 KNOWN: dict[str, Function] = {
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "silu": lambda x: x * UNARY["Sigmoid"](x),
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "silu": lambda x: x * sigmoid(x),
     "relu": UNARY["Relu"],
 }
 _GRID = np.linspace(-12, 12, 961)
@@ -30,8 +30,8 @@ class Found:
 def identify(function: Function) -> Found | None:
     """Write a function as a known activation, if it is one.
 
-    Beyond the grid's ends an activation is linear or constant, so there two points fix `mul * scale`; the curvature at
-    zero then fixes `scale`, and the whole grid is compared.
+    Beyond the grid's ends an activation is linear or constant, so there two points fix `mul * scale`; the
+    curvature at zero then fixes `scale`, and the whole grid is compared.
     """
     with np.errstate(all="ignore"):
         y = np.asarray(function(_GRID), dtype=np.float64)
@@ -44,7 +44,7 @@ def identify(function: Function) -> Found | None:
         far = np.array([-1e4, -2e4, 1e4, 2e4])
         ends = np.asarray(function(far), dtype=np.float64)
         left, right = float(ends[0] - ends[1]) / 1e4, float(ends[3] - ends[2]) / 1e4
-        if not np.isfinite(ends).all() or left * right != 0 and min(abs(left), abs(right)) > 1e-6:
+        if not np.isfinite(ends).all() or (left * right != 0 and min(abs(left), abs(right)) > 1e-6):
             return None
         sign = 1.0 if abs(right) > abs(left) else -1.0
         total = right if sign > 0 else left

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moevit.compiler.frontend.node import Node, Unmapped
-from moevit.compiler.frontend.space import Affine, Context, Opaque, Product, Softmax, View
+from moevit.compiler.frontend.space import Affine, Context, Opaque, Origin, Product, Softmax, Space, View
 
 if TYPE_CHECKING:
     from moevit.compiler.frontend.trace import Tracer
@@ -37,7 +37,7 @@ def softmax_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[Vi
 def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
     """`softmax(q @ k.T * scale) @ v` as `Context`, or `Unmapped` with what is wrong with it.
 
-    For scores `(..., N, M)`, q becomes `(N, heads*d)`, k and v `(M, heads*d)`, all leading axes taken as heads.
+    For scores `(..., N, M)`, q becomes `(N, heads*d)`, k and v `(M, heads*d)`: all leading axes are heads.
     """
     softmax = tracer.space.single(p)
     assert isinstance(softmax, Softmax)
@@ -52,7 +52,9 @@ def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
         if isinstance(owner, Product) and tracer.space.whole(flipped) is owner:
             found, swapped = owner, True
     if not isinstance(found, Product) or tracer.space.whole(p) is not softmax or p.add != 0:
-        raise Unmapped("its left operand is no attention probability", "softmax(q @ k.T * scale) @ v is supported")
+        raise Unmapped(
+            "its left operand is no attention probability", "softmax(q @ k.T * scale) @ v is supported"
+        )
     a, b = found.a, found.b
     if swapped:
         axes = (*range(len(a.shape) - 2), len(a.shape) - 1, len(a.shape) - 2)
@@ -73,15 +75,15 @@ def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
             multiplier *= operand.mul
     q, k = (o.plain() if o.add == 0 else o for o in (q, k))
     origin = node.origin.joined(found.origin, softmax.origin)
-    out = attention(tracer, origin, q, k, values, heads, multiplier)
+    out = attention(tracer.space, origin, q, k, values, heads=heads, scale=multiplier)
     shaped = out.reshape(rows, heads, size).transpose(1, 0, 2).reshape(*p.shape[:-2], rows, size)
     return shaped.affine(mul=p.mul)
 
 
-def attention(tracer: "Tracer", origin: Any, q: View, k: View, v: View, heads: int, scale: float) -> View:
+def attention(space: Space, origin: Origin, q: View, k: View, v: View, *, heads: int, scale: float) -> View:
     """The value of an attention whose operands are in `(tokens, heads*head_dim)` form."""
     size = q.shape[1] // heads
-    return tracer.space.add(
+    return space.add(
         Context(origin=origin, shape=q.shape, q=q, k=k, v=v, heads=heads, head_dim=size, scale=scale)
     )
 
@@ -91,7 +93,11 @@ def attention_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[
     q, k, v, *others = inputs
     if any(o is not None for o in others) or node.attribute("is_causal", 0):
         raise _MASKED
-    if node.attribute("softcap", 0.0) or any(node.proto.output[1:]) or not all(isinstance(x, View) for x in (q, k, v)):
+    if (
+        node.attribute("softcap", 0.0)
+        or any(node.proto.output[1:])
+        or not all(isinstance(x, View) for x in (q, k, v))
+    ):
         raise Unmapped("caches, soft caps and constant operands are not supported", "export plain attention")
     if len(q.shape) == 4:
         heads, kv_heads = q.shape[1], k.shape[1]
@@ -107,7 +113,7 @@ def attention_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[
             x = forms[i].reshape(-1, kv_heads, size)
             forms[i] = x.at(np.repeat(x.idx, heads // kv_heads, axis=1)).reshape(x.shape[0], heads * size)
     out = attention(
-        tracer, node.origin, *forms, heads, float(node.attribute("scale", size**-0.5))
+        tracer.space, node.origin, *forms, heads=heads, scale=float(node.attribute("scale", size**-0.5))
     )
     if len(q.shape) == 4:
         out = out.reshape(q.shape[2], heads, size).transpose(1, 0, 2)

@@ -23,7 +23,9 @@ def random_input(entry: Input, n: int, seed: int) -> NDArray[np.generic]:
     return rng.integers(limits.min, limits.max, shape, endpoint=True).astype(entry.dtype)
 
 
-def run_onnxruntime(path: str | PathLike[str], feeds: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+def run_onnxruntime(
+    path: str | PathLike[str], feeds: dict[str, NDArray[np.generic]]
+) -> dict[str, NDArray[np.generic]]:
     """The model's outputs, image by image, `(B, ...)` by name."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -32,11 +34,14 @@ def run_onnxruntime(path: str | PathLike[str], feeds: dict[str, NDArray[np.gener
         images = len(next(iter(feeds.values())))
         wanted = {i.name for i in session.get_inputs()}
         rows = [
-            session.run(None, {k: v[i : i + 1] for k, v in feeds.items() if k in wanted}) for i in range(images)
+            session.run(None, {k: v[i : i + 1] for k, v in feeds.items() if k in wanted})
+            for i in range(images)
         ]
     except Exception as error:  # onnxruntime's own exceptions have no common base
         text = " ".join(str(error).split())[:300]
-        raise ModelError(f"onnxruntime cannot run it ({text})", where=str(path), mend="export it again") from error
+        raise ModelError(
+            f"onnxruntime cannot run it ({text})", where=str(path), mend="export it again"
+        ) from error
     names = [o.name for o in session.get_outputs()]
     return {name: np.stack([np.asarray(r[i]) for r in rows]) for i, name in enumerate(names)}
 
@@ -72,8 +77,8 @@ def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 
         error = float(np.max(np.abs(a - b))) / max(float(np.max(np.abs(b))), 1e-30)
         if not error <= TOLERANCE:
             raise ModelError(
-                f"output '{output.name}' as moevit reads the model differs from onnxruntime's by {error:.2g} of its "
-                "largest value",
+                f"output '{output.name}' as moevit reads the model differs from onnxruntime's by "
+                f"{error:.2g} of its largest value",
                 where=str(path),
                 mend="this is a mistake of moevit's front end, or the model is not float32: please report it",
             )

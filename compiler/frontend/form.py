@@ -36,15 +36,17 @@ class Elements:
     def of(cls, view: View) -> "Elements":
         """Of a view that is a matrix."""
         full = np.empty(view.shape)
-        return cls(idx=view.idx.copy(), mul=np.full_like(full, view.mul), add=np.full_like(full, view.add), folded=[])
+        return cls(
+            idx=view.idx.copy(), mul=np.full_like(full, view.mul), add=np.full_like(full, view.add), folded=[]
+        )
 
 
 @dataclass(eq=False, kw_only=True)
 class Form:
     """A matrix that an operation can read.
 
-    Its rows are `prefix`, then rows `start` to `start + count` of `value` with only the columns `cols`, in that order,
-    times `mul`, plus `add` (one number per column), plus `pos` (one row per token) where that is given.
+    Its rows are `prefix`, then rows `start` to `start + count` of `value` with only the columns `cols`, in
+    that order, times `mul`, plus `add` (one number per column), plus `pos` (one row per token), if given.
     """
 
     value: Value
@@ -60,7 +62,9 @@ class Form:
     @property
     def is_whole(self) -> bool:
         """Whether it is all rows of the value, and nothing else than rows and columns of it."""
-        return not len(self.prefix) and self.pos is None and (self.start, self.count) == (0, self.value.shape[0])
+        return (
+            not len(self.prefix) and self.pos is None and (self.start, self.count) == (0, self.value.shape[0])
+        )
 
     @property
     def same_columns(self) -> bool:
@@ -83,14 +87,16 @@ def form_of(space: Space, elements: Elements) -> Form:
         raise Rejected("its operand has constants among the channels of a token", "do not pad channels")
     if not rows_constant[:count].all():
         raise Rejected("its operand has constant tokens after computed ones", "put constant tokens first")
-    idx, mul, add = (a[count:] for a in (elements.idx, elements.mul, elements.add))
+    idx, mul, add = elements.idx[count:], elements.mul[count:], elements.add[count:]
     owners = space.owners(idx)
     if len(owners) != 1:
         names = ", ".join(f"'{o.origin.name}'" for o in owners[:4])
         raise Rejected(f"its operand is joined from {len(owners)} computed tensors ({names})", _LAYOUT)
     value = owners[0]
     if len(value.shape) != 2:
-        raise Rejected("it reads an image other than by patches", "begin with a patch embedding", value.origin)
+        raise Rejected(
+            "it reads an image other than by patches", "begin with a patch embedding", value.origin
+        )
     rows, cols = np.divmod(idx - value.start, value.shape[1])
     if not (np.all(rows == rows[:, :1]) and np.all(cols == cols[:1])):
         raise Rejected(f"its operand has tokens and channels of '{value.origin.name}' rearranged", _LAYOUT)
@@ -98,7 +104,9 @@ def form_of(space: Space, elements: Elements) -> Form:
     if not np.array_equal(rows[:, 0], np.arange(first, first + len(rows))):
         raise Rejected(f"its operand has the tokens of '{value.origin.name}' in another order", _LAYOUT)
     if not np.all(mul == mul[:1]):
-        raise Rejected("its operand is multiplied by constants that differ between tokens", "scale channels only")
+        raise Rejected(
+            "its operand is multiplied by constants that differ between tokens", "scale channels only"
+        )
     uniform = bool(np.all(add == add[:1])) and not count
     return Form(
         value=value,

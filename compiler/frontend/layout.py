@@ -38,8 +38,8 @@ DATA_INPUTS: dict[str, tuple[int, ...] | None] = {
 def rearrange(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
     """Run a rearranging node on the addresses of its operands.
 
-    Constants among the operands get addresses of their own; operands with different scales are given values of their
-    own first, since a view has one scale.
+    Constants among the operands get addresses of their own; operands with different scales are given values
+    of their own first, since a view has one scale.
     """
     which = DATA_INPUTS[node.op]
     data = range(len(inputs)) if which is None else which
@@ -56,7 +56,9 @@ def rearrange(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]
     views = {i: as_view(tracer, node, inputs[i]) for i in data}
     first, *rest = [views[i] for i in data if isinstance(inputs[i], View)]
     joined_constant = len(rest) + 1 < len(views)
-    if any((v.mul, v.add) != (first.mul, first.add) for v in rest) or (joined_constant and (first.mul, first.add) != (1, 0)):
+    if any((v.mul, v.add) != (first.mul, first.add) for v in rest) or (
+        joined_constant and (first.mul, first.add) != (1, 0)
+    ):
         views = {i: fix_scale(tracer, node, v) for i, v in views.items()}
         first = first.plain()
     results = node.evaluate([views[i].idx if i in views else value for i, value in enumerate(inputs)])

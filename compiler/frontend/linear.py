@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moevit.compiler.frontend.attention import product
+from moevit.compiler.frontend.functions import with_constant
 from moevit.compiler.frontend.node import Node, Unmapped
-from moevit.compiler.frontend.pointwise import with_constant, with_view
+from moevit.compiler.frontend.pointwise import with_view
 from moevit.compiler.frontend.space import Floats, Projection, View
 from moevit.errors import ModelError
 
@@ -19,7 +20,7 @@ def project(tracer: "Tracer", node: Node, x: View, weight: Floats) -> View:
     """`x @ weight.T` for x `(rows, in)` and weight `(out, in)`."""
     if x.shape[1] != weight.shape[1]:
         raise ModelError(
-            f"node '{node.name}' ({node.op}) multiplies {x.shape[1]} channels by a matrix for {weight.shape[1]}",
+            f"node '{node.name}' ({node.op}) has {x.shape[1]} channels and a matrix for {weight.shape[1]}",
             mend="export the model again",
         )
     shape = (x.shape[0], weight.shape[0])
@@ -46,8 +47,16 @@ def matmul_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[Vie
     x = b.reshape(-1, 1) if len(b.shape) == 1 else b
     axes = (*range(len(x.shape) - 2), len(x.shape) - 1, len(x.shape) - 2)
     turned = x.transpose(*axes)
-    out = project(tracer, node, turned.matrix(), weight).reshape(*turned.shape[:-1], len(weight)).transpose(*axes)
-    return [out.reshape(*x.shape[:-2], *([] if np.ndim(a) == 1 else [len(weight)]), *b.shape[-1:][: len(b.shape) - 1])]
+    out = (
+        project(tracer, node, turned.matrix(), weight)
+        .reshape(*turned.shape[:-1], len(weight))
+        .transpose(*axes)
+    )
+    return [
+        out.reshape(
+            *x.shape[:-2], *([] if np.ndim(a) == 1 else [len(weight)]), *b.shape[-1:][: len(b.shape) - 1]
+        )
+    ]
 
 
 def _matrix(array: Any) -> Floats:
@@ -55,7 +64,9 @@ def _matrix(array: Any) -> Floats:
     if weight.ndim == 1:
         return weight[:, None]
     if weight.ndim > 2 and any(n != 1 for n in weight.shape[:-2]):
-        raise Unmapped("a different constant matrix for each part of its input", "use one matrix for all tokens")
+        raise Unmapped(
+            "a different constant matrix for each part of its input", "use one matrix for all tokens"
+        )
     return weight.reshape(weight.shape[-2:])
 
 
@@ -95,7 +106,9 @@ def conv_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]
     if any(d != 1 for d in node.attribute("dilations", ones)) and kernel != tuple(ones):
         raise Unmapped("a dilated convolution", way_out)
     same = node.attribute("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
-    if any(node.attribute("pads", [0])) or same and any(n % k for n, k in zip(x.shape[2:], kernel, strict=True)):
+    if any(node.attribute("pads", [0])) or (
+        same and any(n % k for n, k in zip(x.shape[2:], kernel, strict=True))
+    ):
         raise Unmapped("a padded convolution", way_out + "; pad the images beforehand")
     grid = tuple(n // k for n, k in zip(x.shape[2:], kernel, strict=True))
     idx = x.idx[0][(slice(None), *(slice(0, g * k) for g, k in zip(grid, kernel, strict=True)))]
@@ -107,7 +120,9 @@ def conv_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]
     out = project(tracer, node, rows, np.asarray(weight, np.float64).reshape(len(weight), columns))
     if bias is not None:
         out = with_constant(tracer, node, "Add", out, np.asarray(bias, np.float64), left=False)
-    return [out.reshape(*grid, len(weight)).transpose(spatial, *range(spatial)).reshape(1, len(weight), *grid)]
+    return [
+        out.reshape(*grid, len(weight)).transpose(spatial, *range(spatial)).reshape(1, len(weight), *grid)
+    ]
 
 
 def batch_norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View | None]:

@@ -47,7 +47,12 @@ def load(path: str | PathLike[str], *, check: bool = True) -> Graph:
     except RecursionError as error:
         raise ModelError("its nodes are nested too deeply", where=where) from error
     graph = run_passes(
-        graph, {"remove_dead": remove_dead, "choose_rows_early": choose_rows_early, "remove_dead again": remove_dead}
+        graph,
+        {
+            "remove_dead": remove_dead,
+            "choose_rows_early": choose_rows_early,
+            "remove_dead again": remove_dead,
+        },
     )
     if check:
         check_against_onnxruntime(path, graph)
@@ -64,7 +69,9 @@ def _build(tracer: Tracer, where: str) -> Graph:
             _note_unknown(lowering, tracer.unknown, name)
         else:
             raise ModelError(
-                f"output '{name}' is constant ({np.asarray(value).size} values)", where=where, mend="remove this output"
+                f"output '{name}' is constant ({np.asarray(value).size} values)",
+                where=where,
+                mend="remove this output",
             )
     problems = tuple(lowering.problems.values())
     if problems:
@@ -88,7 +95,10 @@ def _note_unknown(lowering: Lowering, unknown: list[Opaque], output: str) -> Non
             lowering.visit(operand)
     if not unknown:
         lowering.problems[output] = UnsupportedNode(
-            name=output, op="Output", reason="no node of the model computes it", way_out="export the model again"
+            name=output,
+            op="Output",
+            reason="no node of the model computes it",
+            way_out="export the model again",
         )
 
 

@@ -1,9 +1,9 @@
 """From traced values to the graph IR, beginning at the outputs.
 
-An operation is made when something that is used reads it. Whatever lies between two operations has become an array of
-addresses with scales and offsets; those are folded into weights, where that is exact, in the operation that makes the
-tensor or in the one that reads it. What cannot be is noted, and lowering goes on with a stand-in, so that one run
-names everything.
+An operation is made when something that is used reads it. Whatever lies between two operations has become an
+array of addresses with scales and offsets; those are folded into weights, where that is exact, in the
+operation that makes the tensor or in the one that reads it. What cannot be is noted, and lowering goes on with
+a stand-in, so that one run names everything.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ import numpy as np
 
 from moevit.compiler import ir
 from moevit.compiler.frontend import activation
-from moevit.compiler.frontend.attention import unmapped_softmax
+from moevit.compiler.frontend.attention import attention, unmapped_softmax
 from moevit.compiler.frontend.form import Elements, Form, Rejected, form_of
 from moevit.compiler.frontend.norm import unmapped_mean
 from moevit.compiler.frontend.patches import patches_of
@@ -44,7 +44,10 @@ from moevit.compiler.frontend.space import (
 from moevit.errors import UnsupportedNode
 
 _STAND_IN = "?"
-_FOLD = "constants are folded into linear layers and layer normalisations only: move this one beside such a layer"
+_MEAN_HEAD = 64  # the largest head of an attention that stands for a mean
+_FOLD = (
+    "constants are folded into linear layers and layer normalisations only: move this one beside such a layer"
+)
 
 
 class Lowering:
@@ -79,6 +82,7 @@ class Lowering:
             Context: self._context,
             Sum: self._sum,
             Active: self._active,
+            Mean: self._mean,
         }
 
     # Operands.
@@ -125,7 +129,9 @@ class Lowering:
         """Follow elementwise arithmetic down to values that operations make; raises `Rejected`."""
         elements = Elements.of(view)
         while True:
-            pending = [v for v in self.space.owners(elements.idx) if isinstance(v, Affine | Const | Pointwise)]
+            pending = [
+                v for v in self.space.owners(elements.idx) if isinstance(v, Affine | Const | Pointwise)
+            ]
             if not pending:
                 self._need_mapped(self.space.owners(elements.idx))
                 return elements
@@ -212,14 +218,28 @@ class Lowering:
         key = ("assemble", x, prefix.tobytes(), pos.tobytes())
         source = tuple(dict.fromkeys(n for o in form.folded for n in o.names)) or origin.names
         return self._make(
-            key, ir.Assemble, "tokens", source=source, x=x, prefix=prefix, pos=pos, label=f"{origin.name}.tokens"
+            key,
+            ir.Assemble,
+            "tokens",
+            source=source,
+            x=x,
+            prefix=prefix,
+            pos=pos,
+            label=f"{origin.name}.tokens",
         )
 
     def _rows(self, form: Form, x: str) -> str:
         key = ("rows", x, form.start, form.count)
         label = f"{form.value.origin.name}.rows"
         return self._make(
-            key, ir.Rows, label, source=form.value.origin.names, x=x, start=form.start, count=form.count, label=label
+            key,
+            ir.Rows,
+            label,
+            source=form.value.origin.names,
+            x=x,
+            start=form.start,
+            count=form.count,
+            label=label,
         )
 
     def value(
@@ -236,7 +256,7 @@ class Lowering:
         """Say what cannot be done, and look at what it reads."""
         if isinstance(value, Softmax | Product):
             value = unmapped_softmax(value)
-        if isinstance(value, Mean | Centred):
+        if isinstance(value, Centred):
             value = unmapped_mean(value)
         assert isinstance(value, Opaque)
         if value.origin.name not in self._blamed:
@@ -245,16 +265,22 @@ class Lowering:
                 self.visit(operand)
         return Rejected(value.reason, value.way_out, value.origin)
 
-    def _source(self, value: Source, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str) -> str:
+    def _source(
+        self, value: Source, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str
+    ) -> str:
         if not _trivial(value, cols, mul, add):
-            raise Rejected("constant arithmetic on an input", "begin with a patch embedding or a linear layer", origin)
+            raise Rejected(
+                "constant arithmetic on an input", "begin with a patch embedding or a linear layer", origin
+            )
         return self._input(value, value.shape)
 
     def _input(self, value: Source, shape: tuple[int, ...]) -> str:
         known = self.inputs.get(value.name)
         if known is not None and known.shape != shape:
             raise Rejected(
-                f"input '{value.name}' is used both as an image and as tokens", "give them as two inputs", value.origin
+                f"input '{value.name}' is used both as an image and as tokens",
+                "give them as two inputs",
+                value.origin,
             )
         self.inputs[value.name] = ir.Input(
             name=value.name, shape=shape, dtype=value.dtype, model_shape=value.model_shape
@@ -281,29 +307,36 @@ class Lowering:
             self.visit(value.x)
             return _STAND_IN
         return self._make(
-            None, ir.Linear, value.origin.name, role, source=origin.names, x=x, weight=_f32(weight), bias=_f32(bias)
+            None,
+            ir.Linear,
+            value.origin.name,
+            role,
+            source=origin.names,
+            x=x,
+            weight=_f32(weight),
+            bias=_f32(bias),
         )
 
     def _absorb(self, form: Form, weight: Floats, bias: Floats) -> tuple[str, Floats, Floats]:
         """A form as a tensor, its columns and scales folded into the weight and bias that are applied to it.
 
-        Where the tensor's own operation has weights, the scales go there instead: a normalisation keeps its gamma and
-        beta.
+        Where the tensor's own operation has constants, the scales go there instead: a normalisation keeps its
+        gamma and beta.
         """
         producer = form.value
-        if isinstance(producer, Projection):
+        if isinstance(producer, Projection) or form.pos is not None:
             return self.emit(form), weight, bias
         width = producer.shape[1]
         if not form.same_columns:
             full = np.zeros((len(weight), width))
-            np.add.at(full, (slice(None), form.cols), weight)
+            np.add.at(full.T, form.cols, weight.T)
             scale, offset = np.ones(width), np.zeros(width)
-            if len(set(form.cols.tolist())) == len(form.cols) and form.pos is None:
+            if len(set(form.cols.tolist())) == len(form.cols):
                 scale[form.cols], offset[form.cols] = form.mul, form.add
-            elif not (np.all(form.mul == 1) and np.all(form.add == 0) and form.pos is None):
+            elif not (np.all(form.mul == 1) and np.all(form.add == 0)):
                 raise Rejected("its operand repeats channels that are scaled differently", _FOLD)
             form.cols, form.mul, form.add, weight = np.arange(width), scale, offset, full
-        if not isinstance(producer, Norm) and form.pos is None:
+        if not isinstance(producer, Norm):
             bias = bias + weight @ form.add
             weight = weight * form.mul
             form.mul, form.add = np.ones(width), np.zeros(width)
@@ -326,7 +359,9 @@ class Lowering:
                 return None
         found = patches_of(source, elements.idx)
         if not (np.all(elements.mul == elements.mul[:1]) and np.all(elements.add == elements.add[:1])):
-            raise Rejected("its patches are normalised differently", "normalise each channel of the image alike")
+            raise Rejected(
+                "its patches are normalised differently", "normalise each channel of the image alike"
+            )
         bias = bias + weight @ elements.add[0]
         ordered = np.zeros((len(weight), len(found.order)))
         ordered[:, found.order] = weight * elements.mul[0]
@@ -345,15 +380,31 @@ class Lowering:
 
     def _norm(self, value: Norm, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str) -> str:
         if len(cols) != value.shape[1] or not np.array_equal(cols, np.arange(len(cols))):
-            raise Rejected(f"channels of '{origin.name}' are rearranged", "reorder the channels of a linear layer instead")
+            raise Rejected(
+                f"channels of '{origin.name}' are rearranged",
+                "reorder the channels of a linear layer instead",
+            )
         x = self.operand(value.x, value.origin)
         return self._make(
-            None, ir.LayerNorm, origin.name, role, source=origin.names, x=x, gamma=_f32(mul), beta=_f32(add), eps=value.eps
+            None,
+            ir.LayerNorm,
+            origin.name,
+            role,
+            source=origin.names,
+            x=x,
+            gamma=_f32(mul),
+            beta=_f32(add),
+            eps=value.eps,
         )
 
-    def _context(self, value: Context, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str) -> str:
+    def _context(
+        self, value: Context, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str
+    ) -> str:
         if len(cols) != value.shape[1] or not np.array_equal(cols, np.arange(len(cols))):
-            raise Rejected(f"channels of '{origin.name}' are rearranged", "reorder the channels of a linear layer instead")
+            raise Rejected(
+                f"channels of '{origin.name}' are rearranged",
+                "reorder the channels of a linear layer instead",
+            )
         q = self.operand(value.q, value.origin, "q")
         k = self.operand(value.k, value.origin, "k")
         # The probabilities of a row add up to one, so scaling the values scales the result.
@@ -381,12 +432,39 @@ class Lowering:
         y = self.operand(self._scaled(b, mul, add if at_b else nothing, origin), value.origin)
         return self._make(None, ir.Add, origin.name, role, source=origin.names, a=x, b=y)
 
-    def _active(self, value: Active, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str) -> str:
+    def _active(
+        self, value: Active, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str
+    ) -> str:
         if not (np.all(mul == 1) and np.all(add == 0)):
             raise Rejected(f"the output of {value.kind} is scaled by constants", _FOLD, origin)
         base = value.base.at(value.base.idx[:, cols])
         x = self.operand(base, value.origin)
         return self._make(None, ir.Activation, origin.name, role, source=origin.names, x=x, kind=value.kind)
+
+    def _mean(self, value: Mean, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str) -> str:
+        """A mean over tokens: attention whose scores are all zero gives each token the same weight."""
+        tokens = value.x.transpose(1, 0)
+        channels = tokens.shape[1]
+        try:
+            form_of(self.space, self.resolve(tokens))
+        except Rejected as rejected:
+            if rejected.origin is not None:
+                raise
+            what = unmapped_mean(value)
+            self.visit(value.x)
+            raise Rejected(what.reason, what.way_out, value.origin) from rejected
+
+        def projected(weight: Floats) -> View:
+            return self.space.add(
+                Projection(origin=value.origin, shape=tokens.shape, x=tokens, weight=weight)
+            )
+
+        nothing = np.zeros((channels, channels))
+        heads = next(h for h in range(1, channels + 1) if channels % h == 0 and channels // h <= _MEAN_HEAD)
+        operands = [projected(w) for w in (nothing, nothing, np.eye(channels))]
+        out = attention(self.space, value.origin, *operands, heads=heads, scale=1.0)
+        row = self._scaled(out.at(out.idx[:1, cols]), mul, add, origin)
+        return self.matrix(row, role)
 
     def _scaled(self, view: View, mul: Floats, add: Floats, origin: Origin) -> View:
         if np.all(mul == 1) and np.all(add == 0):
@@ -394,7 +472,9 @@ class Lowering:
         mul, add = (np.broadcast_to(a, view.shape) for a in (mul, add))
         return self.space.add(Affine(origin=origin, shape=view.shape, base=view, mul=mul, add=add))
 
-    def _make(self, key: Any, op: type[ir.Op], name: str, role: str = "", /, *, label: str = "", **fields: Any) -> str:
+    def _make(
+        self, key: Any, op: type[ir.Op], name: str, role: str = "", /, *, label: str = "", **fields: Any
+    ) -> str:
         """Append an operation, unless the same was made before, and return its output."""
         if key is not None and key in self._made:
             return self._made[key]
@@ -451,4 +531,3 @@ def _trivial(value: Value, cols: Addresses, mul: Floats, add: Floats) -> bool:
 
 def _f32(array: Floats) -> ir.Array:
     return np.ascontiguousarray(array, dtype=np.float32)
-

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import helper
 
 from moevit.errors import ModelError
@@ -21,8 +21,8 @@ def read(path: str | PathLike[str]) -> onnx.ModelProto:
     Raises
     ------
     ModelError
-        If the file is missing, truncated or not valid ONNX, lacks its external data, or has an operator set or an
-        input that cannot be read.
+        If the file is missing, truncated or not valid ONNX, lacks its external data, or has an operator set or
+        an input that cannot be read.
     """
     where = str(path)
     if not Path(path).is_file():
@@ -30,7 +30,9 @@ def read(path: str | PathLike[str]) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
     except DecodeError as error:
-        raise ModelError("this is not ONNX, or it is truncated", where=where, mend="export it again") from error
+        raise ModelError(
+            "this is not ONNX, or it is truncated", where=where, mend="export it again"
+        ) from error
     except (FileNotFoundError, onnx.checker.ValidationError) as error:
         raise ModelError(
             f"its external data cannot be read ({_line(error)})",
@@ -40,14 +42,18 @@ def read(path: str | PathLike[str]) -> onnx.ModelProto:
     except (OSError, ValueError) as error:
         raise ModelError(f"it cannot be read ({_line(error)})", where=where) from error
     if not model.graph.node:
-        raise ModelError("this is not ONNX, or it is truncated: no nodes", where=where, mend="export it again")
+        raise ModelError(
+            "this is not ONNX, or it is truncated: no nodes", where=where, mend="export it again"
+        )
     _check_opset(model, where)
     try:
         onnx.checker.check_model(model)
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        raise ModelError(f"this is not valid ONNX: {_line(error)}", where=where, mend="export it again") from error
+        raise ModelError(
+            f"this is not valid ONNX: {_line(error)}", where=where, mend="export it again"
+        ) from error
     return model
 
 
@@ -66,11 +72,15 @@ def input_shape(entry: onnx.ValueInfoProto, where: str) -> tuple[tuple[int, ...]
     text = "x".join(map(str, dims))
     if len(dims) < 2:
         raise ModelError(
-            f"input '{name}' is {text or 'a scalar'}", where=where, mend="export it with a batch as its first extent"
+            f"input '{name}' is {text or 'a scalar'}",
+            where=where,
+            mend="export it with a batch as its first extent",
         )
     if dims[0] != 1 and isinstance(dims[0], int):
         raise ModelError(
-            f"input '{name}' is {text}, a batch of {dims[0]}", where=where, mend="export with batch 1 or a dynamic batch"
+            f"input '{name}' is {text}, a batch of {dims[0]}",
+            where=where,
+            mend="export with batch 1 or a dynamic batch",
         )
     fixed = [d for d in dims[1:] if isinstance(d, int) and d > 0]
     if len(fixed) != len(dims) - 1:
@@ -84,7 +94,9 @@ def input_shape(entry: onnx.ValueInfoProto, where: str) -> tuple[tuple[int, ...]
     except KeyError:
         dtype = "untyped"
     if dtype not in _DTYPES:
-        raise ModelError(f"input '{name}' is {dtype}", where=where, mend=f"export it with {' or '.join(_DTYPES)}")
+        raise ModelError(
+            f"input '{name}' is {dtype}", where=where, mend=f"export it with {' or '.join(_DTYPES)}"
+        )
     return (1, *fixed), dtype
 
 
@@ -94,7 +106,8 @@ def _check_opset(model: onnx.ModelProto, where: str) -> None:
         raise ModelError(
             f"operator set {version} is not among {MIN_OPSET} to {newest}",
             where=where,
-            mend="export it with opset 17 to 20" + ("" if version < MIN_OPSET else ", or install a newer onnx"),
+            mend="export it with opset 17 to 20"
+            + ("" if version < MIN_OPSET else ", or install a newer onnx"),
         )
 
 

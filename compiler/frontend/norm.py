@@ -1,10 +1,12 @@
 """Layer normalisation, as one node or as means, differences, squares and roots."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moevit.compiler.frontend.functions import as_function, with_constant
 from moevit.compiler.frontend.node import Node, Unmapped
 from moevit.compiler.frontend.space import Centred, Function, Mean, Norm, Opaque, Pointwise, View
 
@@ -15,27 +17,39 @@ _PROBE = np.array([1e-3, 0.5, 1.0, 4.0, 100.0])
 
 
 def mean_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
-    """ReduceMean over the last axis."""
+    """ReduceMean over any axes."""
     view: View = inputs[0]
     axes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else node.attribute("axes")
     if isinstance(axes, View):
         raise Unmapped("its axes depend on the data", "export with fixed shapes")
-    dims = sorted({int(a) % len(view.shape) for a in np.asarray(axes).reshape(-1)} if axes is not None else ())
-    if dims != [len(view.shape) - 1]:
-        raise Unmapped(
-            "means over tokens are no operation of the accelerator",
-            "export the model with the class token as its head's input, or end it before the mean",
+    if axes is None or not len(np.asarray(axes).reshape(-1)):
+        if node.attribute("noop_with_empty_axes", 0):
+            return [view]
+        axes = range(len(view.shape))
+    return [
+        mean(
+            tracer, node, view, [int(a) for a in np.asarray(axes).reshape(-1)], node.attribute("keepdims", 1)
         )
-    x = view.matrix()
-    mean = tracer.space.add(Mean(origin=node.origin, shape=(x.shape[0],), x=view))
-    keep = bool(node.attribute("keepdims", 1))
-    return [mean.reshape(*view.shape[:-1], *((1,) if keep else ()))]
+    ]
+
+
+def global_pool_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
+    """GlobalAveragePool: `(1, C, H, W)` to `(1, C, 1, 1)`."""
+    return [mean(tracer, node, inputs[0], list(range(2, len(inputs[0].shape))), True)]
+
+
+def mean(tracer: "Tracer", node: Node, view: View, axes: Sequence[int], keep: bool) -> View:
+    """The mean of a view over some of its axes."""
+    over = {a % len(view.shape) for a in axes}
+    kept = [a for a in range(len(view.shape)) if a not in over]
+    x = view if over == {len(view.shape) - 1} else view.transpose(*kept, *sorted(over))
+    x = x.reshape(prod(view.shape[a] for a in kept), -1)
+    out = tracer.space.add(Mean(origin=node.origin, shape=(1, x.shape[0]), x=x))
+    return out.reshape(*(1 if a in over else n for a, n in enumerate(view.shape) if keep or a not in over))
 
 
 def layer_norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View | None]:
     """LayerNormalization over the last axis; its further outputs are not available."""
-    from moevit.compiler.frontend.pointwise import with_constant
-
     view, gamma, beta = (*inputs, None, None)[:3]
     if int(node.attribute("axis", -1)) % len(view.shape) != len(view.shape) - 1:
         raise Unmapped("it normalises over more than the last axis", "normalise each token over its channels")
@@ -56,21 +70,20 @@ def centre(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View | No
     if op not in ("Add", "Sub"):
         return None
     for x, m, sign in ((a, b, -1 if op == "Add" else 1), *([(b, a, -1)] if op == "Add" else [])):
-        mean = _row_value(tracer, m)
-        if isinstance(mean, Mean) and (m.mul, m.add) == (sign, 0) and mean.x.same_elements(x.reshape(*mean.x.shape)):
-            if (mean.x.mul, mean.x.add) != (x.mul, x.add):
-                continue
-            if mean.centred is None:
-                mean.centred = Centred(origin=node.origin.joined(mean.origin), shape=x.matrix().shape, x=x)
-                tracer.space.add(mean.centred)
-            return mean.centred.view.reshape(*x.shape)
+        found = _row_value(tracer, m)
+        if not isinstance(found, Mean) or (m.mul, m.add) != (sign, 0) or found.x.size != x.size:
+            continue
+        if (found.x.mul, found.x.add) != (x.mul, x.add) or not found.x.same_elements(x.matrix()):
+            continue
+        if found.centred is None:
+            found.centred = Centred(origin=node.origin.joined(found.origin), shape=x.matrix().shape, x=x)
+            tracer.space.add(found.centred)
+        return found.centred.view.reshape(*x.shape)
     return None
 
 
 def normalise(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View | None:
     """`(x - mean) / sqrt(variance + eps)`, if that is what `a op b` is; a scale stays in the view."""
-    from moevit.compiler.frontend.pointwise import as_function
-
     if op not in ("Mul", "Div"):
         return None
     for x, d in ((a, b), *([(b, a)] if op == "Mul" else [])):
@@ -101,7 +114,9 @@ def _row_value(tracer: "Tracer", view: View) -> Any:
     if value is None or not view.shape:
         return None
     rows = view.matrix().idx
-    if value.size != len(rows) or not np.array_equal(rows[:, 0], np.arange(value.start, value.start + value.size)):
+    if value.size != len(rows) or not np.array_equal(
+        rows[:, 0], np.arange(value.start, value.start + value.size)
+    ):
         return None
     return value if np.all(rows == rows[:, :1]) else None
 
@@ -135,7 +150,7 @@ def unmapped_mean(value: Mean | Centred) -> Opaque:
     return Opaque(
         origin=value.origin,
         shape=value.shape,
-        reason="a mean over channels outside a layer normalisation is no operation of the accelerator",
-        way_out="supported is (x - mean) / sqrt(variance + eps)",
+        reason="this mean is neither over all tokens nor part of a layer normalisation",
+        way_out="supported are means over tokens and (x - mean) / sqrt(variance + eps) over channels",
         operands=(value.x,),
     )

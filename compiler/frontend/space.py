@@ -1,9 +1,9 @@
 """Symbolic values, and views of them.
 
-While a model is traced, every tensor that depends on an input is a `View`: an array of addresses, each naming one
-element of one `Value`, with a scale and an offset common to all. Reshape, Transpose, Split, Gather, Concat and their
-like only rearrange addresses, so however an exporter spells a rearrangement, what arrives at the next matrix product
-is the same array of addresses; what it means is read off there.
+While a model is traced, every tensor that depends on an input is a `View`: an array of addresses, each naming
+one element of one `Value`, with a scale and an offset common to all. Reshape, Transpose, Split, Gather,
+Concat and their like only rearrange addresses, so however an exporter spells a rearrangement, what arrives at
+the next matrix product is the same array of addresses; what it means is read off there.
 """
 
 from bisect import bisect_right
@@ -109,7 +109,8 @@ class Origin:
     def joined(self, *earlier: "Origin") -> "Origin":
         """With the nodes of the values that it absorbs."""
         names = [n for e in earlier for n in e.names] + list(self.others)
-        return Origin(name=self.name, op=self.op, others=tuple(dict.fromkeys(names)))
+        others = tuple(n for n in dict.fromkeys(names) if n != self.name)
+        return Origin(name=self.name, op=self.op, others=others)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -193,7 +194,10 @@ class Context(Value):
 
 @dataclass(eq=False, kw_only=True)
 class Mean(Value):
-    """The mean over the last axis of `x`; `centred` is `x - mean` once that has been seen."""
+    """The mean over the last axis of `x` `(n, m)`, as one row `(1, n)`.
+
+    It is part of a layer normalisation, `centred` being `x - mean` once that was seen, or a mean over tokens.
+    """
 
     x: View
     centred: "Centred | None" = None

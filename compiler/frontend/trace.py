@@ -26,6 +26,7 @@ HANDLERS: dict[str, Handler] = {
     "Pad": layout.pad_node,
     "Sum": pointwise.sum_node,
     "ReduceMean": norm.mean_node,
+    "GlobalAveragePool": norm.global_pool_node,
     "LayerNormalization": norm.layer_norm_node,
     "Softmax": attention.softmax_node,
     "Attention": attention.attention_node,
@@ -62,8 +63,8 @@ class Tracer:
     outputs : dict of str to View, array or None
         The model's outputs by name; None beyond a node of `unknown`.
     unknown : list of Opaque
-        Nodes that cannot be mapped and whose output's shape is not known either, so that nothing after them was
-        looked at.
+        Nodes that cannot be mapped and whose output's shape is not known either, so that nothing after them
+        was looked at.
     """
 
     def __init__(self, model: onnx.ModelProto, where: str):
@@ -94,7 +95,9 @@ class Tracer:
             array = numpy_helper.to_array(initializer)
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ModelError(
-                    f"constant '{initializer.name}' holds NaN or infinity", where=self._where, mend="train or export again"
+                    f"constant '{initializer.name}' holds NaN or infinity",
+                    where=self._where,
+                    mend="train or export again",
                 )
             self._env[initializer.name] = array
         for sparse in graph.sparse_initializer:
@@ -135,7 +138,9 @@ class Tracer:
         except (ValueError, TypeError, IndexError, ZeroDivisionError, AssertionError) as error:
             _log.debug("node %s", node.name, exc_info=True)
             text = " ".join(str(error).split())[:200]
-            return self._opaque(node, inputs, Unmapped(f"its operands do not fit it ({text})", "check the model"))
+            return self._opaque(
+                node, inputs, Unmapped(f"its operands do not fit it ({text})", "check the model")
+            )
 
     def _symbolic(self, node: Node, inputs: list[Any]) -> Sequence[Any]:
         if node.op in ("Shape", "Size"):
@@ -180,7 +185,12 @@ class Tracer:
         return results
 
 
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
 
 
 def _has_graph(proto: onnx.NodeProto) -> bool:
