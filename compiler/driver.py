@@ -1,0 +1,120 @@
+"""From ONNX files to a program: the compiler's passes in order."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moevit.compiler.calibrate import calibrate
+from moevit.compiler.emit import Emitter
+from moevit.compiler.frontend.load import load
+from moevit.compiler.fuse import fuse
+from moevit.compiler.hazards import check_program
+from moevit.compiler.memory import BlockStore
+from moevit.compiler.quantise import quantise
+from moevit.config import AcceleratorConfig
+from moevit.errors import InputError
+from moevit.program import Program, Source
+
+Inputs = Mapping[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program and what the passes learnt about it.
+
+    ``weight_bytes`` are those in the image, ``shared_bytes`` those that identical tensors saved,
+    ``peak_activation_bytes`` the most activation memory any task uses.
+    """
+
+    program: Program
+    instructions: int
+    weight_bytes: int
+    shared_bytes: int
+    peak_activation_bytes: int
+    accelerated_macs: int
+    seconds: dict[str, float]
+
+
+def compile_model(
+    models: Mapping[str, Path],
+    config: AcceleratorConfig,
+    calibration: Callable[[str, Mapping[str, tuple[int, ...]]], Inputs],
+    *,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Compiled:
+    """Compile one model per task into one program.
+
+    Parameters
+    ----------
+    models : task name to ONNX file
+    config : the machine
+    calibration : called with a task's name and its inputs' shapes; returns float inputs [B, ...] by name
+    progress : told the name of each step as it starts
+
+    Raises
+    ------
+    ModelError, UnsupportedOpError, InputError, AllocationError : the model, its data or the machine do not fit
+    HazardError : the emitted program is not provably safe (a mistake in the compiler)
+    """
+    if not models:
+        raise InputError("no model given")
+    seconds: dict[str, float] = {}
+    blocks = BlockStore()
+    tasks, sources, peak = [], [], 0
+    for name, path in models.items():
+        clock = _Clock(seconds, progress, name if len(models) > 1 else "")
+        with clock("read"):
+            graph = load(path)
+            stages = fuse(graph)
+        with clock("calibrate"):
+            ranges = calibrate(graph, calibration(name, {i.name: i.model_shape for i in graph.inputs}))
+        with clock("quantise"):
+            quantised = quantise(stages, ranges, config)
+        with clock("emit"):
+            emitter = Emitter(name, stages, quantised, config, blocks)
+            tasks.append(emitter.run())
+            peak = max(peak, emitter.memory.peak)
+        sources.append(Source(name, Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()))
+    shared = blocks.shared
+    program = Program(config, tuple(tasks), tuple(sources), bytes(blocks.data), shared)
+    with _Clock(seconds, progress, "")("hazards"):
+        for task in tasks:
+            check_program(program, task)
+    instructions = sum(t.instructions for t in tasks)
+    return Compiled(
+        program, instructions, len(program.image) - 64 * instructions, shared, peak * config.columns,
+        sum(t.macs for t in tasks), seconds,
+    )  # fmt: skip
+
+
+class _Clock:
+    """Times the steps and announces them."""
+
+    def __init__(self, seconds: dict[str, float], progress: Callable[[str], None], task: str) -> None:
+        self.seconds, self.progress, self.task = seconds, progress, task
+
+    def __call__(self, step: str) -> "_Clock":
+        self.step = step
+        return self
+
+    def __enter__(self) -> None:
+        self.progress(f"{self.task} {self.step}".strip())
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.step] = self.seconds.get(self.step, 0.0) + time.perf_counter() - self.start
+
+
+def random_calibration(seed: int = 0, images: int = 16) -> Callable[[str, Mapping[str, tuple[int, ...]]], Inputs]:
+    """Calibration data for models without any: uniform in [0, 1]. Only for machines' tests, not for accuracy."""
+
+    def make(task: str, shapes: Mapping[str, tuple[int, ...]]) -> Inputs:
+        rng = np.random.default_rng(seed)
+        return {n: rng.random((images, *shape), dtype=np.float32) for n, shape in shapes.items()}
+
+    return make

@@ -1,0 +1,193 @@
+"""Graph to stages: which operations go through the pipeline together."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from moevit.compiler import ir
+from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, Stage, Stages, identity_linear
+from moevit.errors import UnsupportedNode, UnsupportedOpError
+
+
+def fuse(graph: ir.Graph) -> Stages:
+    """Cover every operation of a verified graph with stages.
+
+    Raises
+    ------
+    UnsupportedOpError
+        Listing every operation that no stage covers.
+    """
+    return _Fuser(graph).run()
+
+
+class _Fuser:
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.outputs = {o.tensor for o in graph.outputs}
+        self.stages: list[Stage] = []
+        self.done: set[str] = set()  # names of operations that a stage covers
+        self.problems: list[UnsupportedNode] = []
+        self.qkv = self._find_qkv()
+
+    def run(self) -> Stages:
+        for op in self.graph:
+            if op.name in self.done:
+                continue
+            if isinstance(op, ir.PatchEmbed):
+                self._embed(op)
+            elif isinstance(op, ir.Linear):
+                self._linear(op)
+            elif isinstance(op, ir.Attention):
+                self._attention(op)
+            elif isinstance(op, ir.LayerNorm):
+                self._norm(op)
+            elif isinstance(op, ir.Rows) and op.output not in self.outputs:
+                self.done.add(op.name)  # its readers take the rows they want
+        for op in self.graph:
+            if op.name not in self.done:
+                self._refuse(op, "no stage of the pipeline takes it here")
+        if self.problems:
+            raise UnsupportedOpError(self.problems, where=self.graph.name)
+        return Stages(self.graph, tuple(self.stages))
+
+    def _refuse(self, op: ir.Op, reason: str) -> None:
+        self.done.add(op.name)
+        name = ", ".join(op.source) or op.name
+        self.problems.append(
+            UnsupportedNode(
+                name=name, op=type(op).__name__, reason=reason, way_out="keep it out of the exported graph"
+            )
+        )
+
+    def _macs(self, ops: Iterable[ir.Op]) -> int:
+        return sum(op.macs(*(self.graph.tensors[i] for i in op.inputs)) for op in ops)
+
+    def _only_reader(self, tensor: str) -> ir.Op | None:
+        readers = self.graph.consumers(tensor)
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
+    def _emit(self, stage: Stage, ops: Iterable[ir.Op]) -> None:
+        self.stages.append(stage)
+        self.done.update(op.name for op in ops)
+
+    def _embed(self, op: ir.PatchEmbed) -> None:
+        ops: list[ir.Op] = [op]
+        patches, channels = self.graph.tensors[op.output]
+        base, first, output = np.zeros((patches, channels), np.float32), 0, op.output
+        assemble = self._only_reader(op.output)
+        if isinstance(assemble, ir.Assemble):
+            ops.append(assemble)
+            base = np.concatenate([assemble.prefix, assemble.pos])
+            first, output = len(assemble.prefix), assemble.output
+        c, h, w = self.graph.tensors[op.x]
+        self._emit(
+            EmbedStage(
+                name=op.name, x=op.x, output=output, source=tuple(s for o in ops for s in o.source),
+                macs=self._macs(ops), image=(c, h, w), patch=op.patch, weight=op.weight, bias=op.bias,
+                base=base, first=first,
+            ),
+            ops,
+        )  # fmt: skip
+
+    def _origin(self, tensor: str) -> tuple[str, int, int, ir.LayerNorm | None, list[ir.Op]]:
+        """What a linear layer really loads: (tensor, first row, rows, norm, operations passed over)."""
+        row, norm, ops = 0, None, []
+        rows = self.graph.tensors[tensor][0]
+        while True:
+            op = self.graph.producer(tensor)
+            if isinstance(op, ir.Rows):
+                row += op.start
+            elif isinstance(op, ir.LayerNorm) and norm is None and not self._kept(op):
+                norm = op
+            else:
+                return tensor, row, rows, norm, ops
+            ops.append(op)
+            tensor = op.inputs[0]
+
+    def _kept(self, norm: ir.LayerNorm) -> bool:
+        """Whether a norm's result must be in memory for a reader other than linear layers."""
+        def linear_only(tensor: str) -> bool:
+            return tensor not in self.outputs and all(
+                isinstance(r, ir.Linear) or (isinstance(r, ir.Rows) and linear_only(r.output))
+                for r in self.graph.consumers(tensor)
+            )
+        return not linear_only(norm.output)
+
+    def _norm(self, op: ir.LayerNorm) -> None:
+        if self._kept(op):
+            self._emit(identity_linear(op, op.name, op.x, self.graph.tensors[op.x][0]), [op])
+        else:
+            self.done.add(op.name)
+
+    def _linear(self, op: ir.Linear) -> None:
+        if op.name in self.qkv:
+            return self._fused_qkv(self.qkv[op.name])
+        x, row, rows, norm, passed = self._origin(op.x)
+        ops: list[ir.Op] = [op]
+        output, activation, residual = op.output, None, None
+        reader = self._only_reader(output)
+        if isinstance(reader, ir.Activation):
+            activation, output = reader.kind, reader.output
+            ops.append(reader)
+            reader = self._only_reader(output)
+        if isinstance(reader, ir.Add):
+            other = reader.b if reader.a == output else reader.a
+            if other != output and activation is None and self._defined(other):
+                residual, output = other, reader.output
+                ops.append(reader)
+        self._emit(
+            LinearStage(
+                name=op.name, x=x, output=output, source=tuple(s for o in (*passed, *ops) for s in o.source),
+                macs=self._macs(ops), row=row, rows=rows, weight=op.weight, bias=op.bias, norm=norm,
+                norm_output=None if norm is None else norm.output, activation=activation, residual=residual,
+            ),
+            ops,
+        )  # fmt: skip
+        return None
+
+    def _defined(self, tensor: str) -> bool:
+        """Whether a stage so far, or an input, has made a tensor."""
+        return any(tensor == s.output for s in self.stages)
+
+    def _find_qkv(self) -> dict[str, ir.Attention]:
+        """Each linear layer that belongs to a triple read by one attention only, from one tensor."""
+        out: dict[str, ir.Attention] = {}
+        for op in self.graph:
+            if not isinstance(op, ir.Attention):
+                continue
+            linears = [self.graph.producer(t) for t in op.inputs]
+            if all(isinstance(p, ir.Linear) and self._only_reader(p.output) is op for p in linears) and (
+                len({p.inputs[0] for p in linears if p}) == 1
+            ):
+                out |= {p.name: op for p in linears if p}
+        return out
+
+    def _fused_qkv(self, attention: ir.Attention) -> None:
+        linears = [self.graph.producer(t) for t in attention.inputs]
+        assert all(isinstance(p, ir.Linear) for p in linears)
+        x, row, rows, norm, passed = self._origin(linears[0].x)  # type: ignore[union-attr]
+        self._emit(
+            LinearStage(
+                name=linears[0].name, x=x, output=attention.q, key=attention.k, value=attention.v,  # type: ignore[union-attr]
+                source=tuple(dict.fromkeys(s for o in (*passed, *linears) for s in o.source)),  # type: ignore[union-attr]
+                macs=self._macs(linears), row=row, rows=rows,  # type: ignore[arg-type]
+                weight=np.concatenate([p.weight for p in linears]),  # type: ignore[union-attr]
+                bias=np.concatenate([p.bias for p in linears]),  # type: ignore[union-attr]
+                norm=norm, norm_output=None if norm is None else norm.output,
+                heads=attention.heads, head_dim=attention.head_dim,
+            ),
+            linears,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _attention(self, op: ir.Attention) -> None:
+        first = self.graph.producer(op.q)
+        if first is None or first.name not in self.qkv:
+            self._refuse(op, "its q, k and v are not linear layers of one tensor with no other reader")
+            return
+        self._emit(
+            AttentionStage(
+                name=op.name, x=op.q, key=op.k, value=op.v, output=op.output, source=op.source,
+                macs=self._macs([op]), heads=op.heads, head_dim=op.head_dim, scale=op.scale,
+            ),
+            [op],
+        )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Where tensors and weight blocks go."""
+
+from dataclasses import dataclass, field
+
+from moevit.errors import AllocationError
+from moevit.isa.formats import BLOCK_BYTES
+
+
+@dataclass
+class BlockStore:
+    """The weight image under construction. Identical blocks are stored once."""
+
+    data: bytearray = field(default_factory=bytearray)
+    shared: int = 0  #: bytes that were already there when they were asked for
+    _known: dict[bytes, int] = field(default_factory=dict)
+
+    def add(self, block: bytes, *, share: bool = True) -> int:
+        """Byte offset of ``block``, a multiple of BLOCK_BYTES."""
+        if share and block in self._known:
+            self.shared += len(block)
+            return self._known[block]
+        self.data.extend(bytes(-len(self.data) % BLOCK_BYTES))
+        offset = len(self.data)
+        self.data.extend(block)
+        if share:
+            self._known[block] = offset
+        return offset
+
+
+class ActivationAllocator:
+    """First fit over the words of the activation memory; everything starts at an even word."""
+
+    def __init__(self, words: int) -> None:
+        self.words = words
+        self.peak = 0
+        self._used: list[tuple[int, int]] = []  # (first, end), sorted
+
+    def take(self, words: int, what: str) -> int:
+        """First word of a free range. Raises AllocationError saying how much is missing."""
+        words += words % 2
+        at = 0
+        for first, end in self._used:
+            if first - at >= words:
+                break
+            at = end
+        if at + words > self.words:
+            in_use = sum(end - first for first, end in self._used)
+            raise AllocationError(
+                f"{what} needs {words} words of activation memory; {in_use} of {self.words} are in use",
+                mend="use a configuration with a larger activation_words, or fewer tokens",
+            )
+        self._used.append((at, at + words))
+        self._used.sort()
+        self.peak = max(self.peak, at + words)
+        return at
+
+    def free(self, first: int) -> None:
+        """Give back the range that starts at ``first``."""
+        self._used = [r for r in self._used if r[0] != first]

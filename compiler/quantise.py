@@ -1,0 +1,241 @@
+"""Post-training quantisation: float stages and calibrated ranges to integers.
+
+Weights int8 symmetric per output channel; 8-bit activations per tensor, uint8 with a zero point where one-sided;
+residual stream int16, one scale for all tensors that are added to each other. Zero points are folded into the
+next layer's bias, the attention's 1/sqrt(d) and log2(e) into the requantisation of the scores.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moevit.compiler.calibrate import Range
+from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, Stages
+from moevit.config import AcceleratorConfig
+from moevit.errors import UnsupportedNode, UnsupportedOpError
+from moevit.layout import ceil_div
+from moevit.numerics import activation as act
+from moevit.numerics import layernorm, softmax
+from moevit.numerics.activation import Activation
+from moevit.numerics.fixed import BIAS_WIDTH, quantise_scale, saturate
+
+INT16_HEADROOM = 2.0  #: residual and output scales leave room for twice the calibrated peak
+WEIGHT_MAX = 127
+
+ACTIVATIONS = {"relu": Activation.RELU, "gelu": Activation.GELU, "gelu_tanh": Activation.GELU,
+               "silu": Activation.SILU}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Format:
+    """A tensor's integer format: real = (q - zero_point) * scale."""
+
+    dtype: str
+    scale: float
+    zero_point: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class NormConstants:
+    """Loader constants of a stage whose input is int16: LayerNorm, or affine when ``length`` constants are None."""
+
+    gamma: NDArray[np.int64]
+    beta: NDArray[np.int64]
+    shift: int
+    row: layernorm.RowConstants | None
+
+
+@dataclass(frozen=True, eq=False)
+class QuantisedLinear:
+    """A linear or embedding stage in integers; channels are padded and ordered as the machine has them."""
+
+    stage: LinearStage | EmbedStage
+    weight: NDArray[np.int8]  #: [out, in]
+    bias: NDArray[np.int64]
+    mult: NDArray[np.int64]
+    shift: NDArray[np.int64]
+    signed: bool
+    norm: NormConstants | None
+    activation: Activation
+    second: tuple[int, int, int]  #: mult, shift, zero point after an activation
+    output: Format
+    key_channels: int  #: padded channels before K; all when there is no K
+    value_channels: int  #: padded channels before V
+
+
+@dataclass(frozen=True, eq=False)
+class QuantisedAttention:
+    """An attention stage in integers."""
+
+    stage: AttentionStage
+    score: tuple[int, int]
+    out: tuple[int, int]
+    output: Format
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """All stages in integers, and the formats of all tensors between them."""
+
+    stages: tuple[QuantisedLinear | QuantisedAttention, ...]
+    formats: dict[str, Format]
+    base: dict[str, NDArray[np.int64]]  #: int16 constants that embedding outputs start from, by tensor
+
+
+def image_format(r: Range) -> Format:
+    """uint8 of an image input. Pixels in [0, 1] keep their own steps of 1/255 exactly."""
+    if r.low >= 0 and r.high <= 1:
+        return Format("uint8", 1 / 255)
+    span = max(r.high - r.low, 1e-6)
+    scale = span / 255
+    return Format("uint8", scale, int(np.clip(round(-r.low / scale), 0, 255)))
+
+
+def _int8(r: Range) -> Format:
+    return Format("int8", r.peak / 127)
+
+
+def _one_sided(r: Range) -> Format:
+    scale = max(r.high - r.low, 1e-6) / 255
+    return Format("uint8", scale, int(np.clip(round(-r.low / scale), 0, 255)))
+
+
+def _choose_formats(stages: Stages, ranges: dict[str, Range]) -> dict[str, Format]:
+    outputs = {o.tensor for o in stages.graph.outputs}
+    wide: set[str] = set(outputs)
+    group: dict[str, str] = {}
+
+    def root(t: str) -> str:
+        while group.get(t, t) != t:
+            t = group[t]
+        return t
+
+    for s in stages.stages:
+        if isinstance(s, EmbedStage):
+            wide.add(s.output)
+        if isinstance(s, LinearStage):
+            if s.norm is not None:
+                wide.add(s.x)
+            if s.residual is not None:
+                wide |= {s.residual, s.output}
+                group[root(s.residual)] = root(s.output)
+    peaks: dict[str, float] = {}
+    for t in wide:
+        peaks[root(t)] = max(peaks.get(root(t), 0.0), ranges[t].peak)
+    formats = {i.name: image_format(ranges[i.name]) for i in stages.graph.inputs}
+    for s in stages.stages:
+        if s.output in wide:
+            formats[s.output] = Format("int16", peaks[root(s.output)] * INT16_HEADROOM / 32767)
+        elif isinstance(s, LinearStage) and s.activation is not None:
+            formats[s.output] = _one_sided(ranges[s.output])
+        else:
+            formats[s.output] = _int8(ranges[s.output])
+        if isinstance(s, LinearStage) and s.key is not None and s.value is not None:
+            formats[s.key], formats[s.value] = _int8(ranges[s.key]), _int8(ranges[s.value])
+    return formats
+
+
+def quantise(stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig) -> Quantised:
+    """Quantise every stage for ``config`` (whose columns decide the padding of attention heads)."""
+    formats = _choose_formats(stages, ranges)
+    out: list[QuantisedLinear | QuantisedAttention] = []
+    base: dict[str, NDArray[np.int64]] = {}
+    heads = {s.output: (s.heads, s.head_dim) for s in stages.stages if isinstance(s, AttentionStage)}
+    for s in stages.stages:
+        if isinstance(s, AttentionStage):
+            out.append(_attention(s, formats))
+        elif isinstance(s, EmbedStage):
+            scale = formats[s.output].scale
+            base[s.output] = saturate(np.round(s.base / scale), 16)
+            out.append(_linear(s, formats[s.x], None, formats, None, config))
+        elif isinstance(s, LinearStage):
+            out.append(_linear(s, *_load_format(s, formats, ranges), formats, heads.get(s.x), config))
+    return Quantised(tuple(out), formats, base)
+
+
+def _load_format(
+    s: LinearStage, formats: dict[str, Format], ranges: dict[str, Range]
+) -> tuple[Format, NormConstants | None]:
+    """What the array sees of a stage's input, and how the loader makes it."""
+    given = formats[s.x]
+    if s.norm is not None:
+        assert s.norm_output is not None
+        seen = _int8(ranges[s.norm_output])
+        gamma, beta, shift = layernorm.quantise_affine(s.norm.gamma, s.norm.beta, seen.scale)
+        row = layernorm.RowConstants.of(len(s.norm.gamma), s.norm.eps, given.scale, shift)
+        return seen, NormConstants(gamma, beta, shift, row)
+    if given.dtype == "int16":  # x * gamma is the 8-bit value: affine's "normal" is the row itself
+        seen = _int8(ranges[s.x])
+        length = s.weight.shape[1]
+        ratio = given.scale / seen.scale * 2.0**layernorm.NORMAL_FRACTION
+        gamma, beta, shift = layernorm.quantise_affine(np.full(length, ratio), np.zeros(length), 1.0)
+        return seen, NormConstants(gamma, beta, shift, None)
+    return given, None
+
+
+def _pad_heads(rows: NDArray, heads: int, head_dim: int, padded: int) -> NDArray:
+    """Rows [heads * head_dim, ...] to [heads * padded, ...], zeros between."""
+    shaped = rows.reshape(heads, head_dim, *rows.shape[1:])
+    padding = [(0, 0), (0, padded - head_dim)] + [(0, 0)] * (rows.ndim - 1)
+    return np.pad(shaped, padding).reshape(heads * padded, *rows.shape[1:])
+
+
+def head_padding(head_dim: int, config: AcceleratorConfig) -> int:
+    """Channels that a head takes in memory: its own, up to whole column tiles."""
+    return ceil_div(head_dim, config.columns) * config.columns
+
+
+def _linear(
+    s: LinearStage | EmbedStage, seen: Format, norm: NormConstants | None, formats: dict[str, Format],
+    heads: tuple[int, int] | None, config: AcceleratorConfig,
+) -> QuantisedLinear:  # fmt: skip
+    weight, bias = s.weight.astype(np.float64), s.bias.astype(np.float64)
+    output = formats[s.output]
+    kind = ACTIVATIONS[s.activation] if isinstance(s, LinearStage) and s.activation else Activation.NONE
+    mid_scale = np.full(len(weight), 2.0**-act.FRACTION if kind else output.scale)
+    channels = len(weight)
+    key = value = ceil_div(channels, config.columns) * config.columns
+    weight = _spread_input(weight, heads, config)
+    if isinstance(s, LinearStage) and s.heads:
+        assert s.key is not None and s.value is not None
+        padded = head_padding(s.head_dim, config)
+        scales = np.repeat([output.scale, formats[s.key].scale, formats[s.value].scale], s.heads * s.head_dim)
+        weight, bias, mid_scale = (_pad_heads(a, 3 * s.heads, s.head_dim, padded) for a in (weight, bias, scales))
+        key, value = s.heads * padded, 2 * s.heads * padded
+    peak = np.abs(weight).max(axis=1)
+    scale = np.where(peak > 0, peak, 1.0) / WEIGHT_MAX
+    q = np.clip(np.round(weight / scale[:, None]), -WEIGHT_MAX, WEIGHT_MAX)
+    acc_scale = scale * seen.scale
+    q_bias = np.round(bias / acc_scale) - seen.zero_point * q.sum(axis=1)
+    limit = (1 << (BIAS_WIDTH - 1)) - 1
+    if np.abs(q_bias).max(initial=0) > limit:
+        reason = "a bias is too large for its weights' scale"
+        node = UnsupportedNode(name=s.name, op="Linear", reason=reason, way_out="rescale the layer")
+        raise UnsupportedOpError([node])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(mid_scale > 0, acc_scale / np.where(mid_scale > 0, mid_scale, 1), 1.0)
+    # a channel of zeros has no meaningful scale; one that would overflow the multiplier saturates anyway
+    pairs = [quantise_scale(float(np.clip(r, 2.0**-46, 2.0**15))) for r in ratio]
+    second = (0, 0, 0)
+    if kind:
+        second = (*quantise_scale(2.0**-act.FRACTION / output.scale), output.zero_point)
+    return QuantisedLinear(
+        s, q.astype(np.int8), q_bias.astype(np.int64), np.array([m for m, _ in pairs]),
+        np.array([n for _, n in pairs]), seen.dtype == "int8", norm, kind, second, output, key, value,
+    )  # fmt: skip
+
+
+def _spread_input(weight: NDArray, heads: tuple[int, int] | None, config: AcceleratorConfig) -> NDArray:
+    """Weights for an input whose heads are padded in memory (an attention's output): zero columns between."""
+    if heads is None:
+        return weight
+    count, head_dim = heads
+    return _pad_heads(weight.T, count, head_dim, head_padding(head_dim, config)).T
+
+
+def _attention(s: AttentionStage, formats: dict[str, Format]) -> QuantisedAttention:
+    q, k, v, out = (formats[t].scale for t in (s.x, s.key, s.value, s.output))
+    score = q * k * s.scale * math.log2(math.e) * (1 << softmax.SCORE_FRACTION)
+    return QuantisedAttention(s, quantise_scale(score), quantise_scale(v / out), formats[s.output])

@@ -1,0 +1,81 @@
+"""What the machine can do in one pass of its pipeline, still in floats: the fused form of a graph."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moevit.compiler import ir
+from moevit.compiler.ir import Array
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stage:
+    """One macro operation. ``x`` and ``output`` name tensors of the graph (calibration knows them)."""
+
+    name: str
+    x: str
+    output: str
+    source: tuple[str, ...]
+    macs: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EmbedStage(Stage):
+    """Patches of image ``x`` projected and added to ``base`` [N, D] (prefix and position), from row ``first``."""
+
+    image: tuple[int, int, int]
+    patch: tuple[int, int]
+    weight: Array
+    bias: Array
+    base: Array
+    first: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LinearStage(Stage):
+    """``activation(norm(x[rows]) @ weight.T + bias) + residual``.
+
+    When ``attention`` is set, ``weight`` holds q, k and v under each other and the outputs are three tensors.
+    ``norm_output`` names the graph tensor after the norm (its calibration gives the input's scale).
+    """
+
+    row: int
+    rows: int
+    weight: Array
+    bias: Array
+    norm: ir.LayerNorm | None = None
+    norm_output: str | None = None
+    activation: str | None = None
+    residual: str | None = None
+    heads: int = 0
+    head_dim: int = 0
+    key: str | None = None
+    value: str | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttentionStage(Stage):
+    """Softmax attention of ``x`` (queries), ``key`` and ``value``."""
+
+    key: str
+    value: str
+    heads: int
+    head_dim: int
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """A graph as stages, in order, with the shapes of the tensors that they name."""
+
+    graph: ir.Graph
+    stages: tuple[Stage, ...]
+
+
+def identity_linear(norm: ir.LayerNorm, name: str, x: str, rows: int) -> LinearStage:
+    """A LayerNorm whose result is needed in memory: through the array with an identity weight."""
+    d = len(norm.gamma)
+    return LinearStage(
+        name=name, x=x, output=norm.output, source=norm.source, macs=0, row=0, rows=rows,
+        weight=np.eye(d, dtype=np.float32), bias=np.zeros(d, np.float32), norm=norm, norm_output=norm.output,
+    )  # fmt: skip
