@@ -28,14 +28,14 @@ __all__ = ["main", "train"]
 
 
 def _augment(images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
-    """Flip each image with probability 1/2 and shift it by up to 2 pixels each way."""
+    """Flip each image with probability 1/2 and shift it by up to one pixel each way."""
     import torch
 
     batch, _, height, width = images.shape
     flip = torch.rand(batch, generator=generator) < 0.5
     images = torch.where(flip[:, None, None, None], images.flip(3), images)
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
-    shift = torch.randint(0, 5, (2, batch), generator=generator)
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    shift = torch.randint(0, 3, (2, batch), generator=generator)
     rows = shift[0][:, None, None] + torch.arange(height)[None, :, None]
     cols = shift[1][:, None, None] + torch.arange(width)[None, None, :]
     return padded[torch.arange(batch)[:, None, None], 0, rows, cols][:, None]
@@ -59,8 +59,8 @@ def train(
     out: Path,
     *,
     epochs: int = 16,
-    batch: int = 128,
-    learning_rate: float = 2e-3,
+    batch: int = 64,
+    learning_rate: float = 1.5e-3,
     validation: int = 2000,
     limit: int | None = None,
     threads: int | None = None,
@@ -202,8 +202,8 @@ def main(argv: list[str] | None = None) -> int:
         help="folder for checkpoint.pt, train_log.csv and metrics.json",
     )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=16, help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=128, help="images per step, default: %(default)s")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak, default: %(default)s")
+    parser.add_argument("--batch", type=int, default=64, help="images per step, default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak, default: %(default)s")
     parser.add_argument(
         "--validation", type=int, default=2000, help="training images held out, default: %(default)s"
     )
