@@ -68,19 +68,15 @@ async def start(ctx, dut, image_bytes, program=0, base=BASE):
     ctx.set(dut.start, 0)
 
 
-def fetch_all(config, program, offset=0, *, stall=0.0, sink_stall=0.0, image_bytes=None, base=BASE):
-    """Runs a program; returns (instructions, memory log, error code or None, fetched)."""
+def fetch_all(config, program, offset=0, *, stall=0.0, sink_stall=0.0):
+    """Runs an encoded program; returns what came out, and the memory log."""
     dut = Fetch(config)
-    image = (
-        bytes(offset) + encode_program(program) + bytes(64)
-    )  # a read past the program would not be refused
-    memory = Memory(dut, image, stall=stall)
-    size = len(image) - 64 if image_bytes is None else image_bytes
+    memory = Memory(dut, bytes(offset) + program + bytes(64), stall=stall)  # a read past the program shows
     out = {}
 
     async def bench(ctx):
-        await start(ctx, dut, size, offset, base)
-        expected = len(program) - 1
+        await start(ctx, dut, offset + len(program), offset)
+        expected = len(program) // INSTRUCTION_BYTES - 1
         instructions = []
         while len(instructions) < expected and not ctx.get(dut.fault):
             if ctx.get(dut.o_instr.valid):
