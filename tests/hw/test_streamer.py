@@ -1,0 +1,282 @@
+# amaranth: UnusedElaboratable=no
+import dataclasses
+import random
+
+import pytest
+from amaranth import Module
+from amaranth.lib import wiring
+from hw.axi_model import AxiMemory
+from hw.bench import put, run
+
+from moevit.config import CONFIGS, STREAM_QUEUE_DEPTH
+from moevit.errors import ConfigError
+from moevit.hw.units.axi_read import AxiReadPort
+from moevit.hw.units.streamer import Part, Streamer
+from moevit.isa import Stream, encode
+
+BASE = 0x3_4000_0000
+COUNT = 1 << 18
+SMALL = {"operand_words": 64, "post_words": 12, "norm_words": 9}
+TINY = dataclasses.replace(CONFIGS["tiny"], **SMALL)
+SHAPES = {
+    "tiny": TINY,
+    "wide": dataclasses.replace(CONFIGS["wide"], **SMALL),
+    "beat_words": dataclasses.replace(TINY, name="beat_words", weight_ports=2),  # a weight word is one beat
+}
+RING = {"norm": "norm", "post": "post", "weight": "ring"}
+
+
+class Bench:
+    """A streamer with its ports and a memory; collects what is written and frees it at random."""
+
+    def __init__(self, config, *, ring_words=20, seed=0, ready_stall=0.0, release=0.3, **memory):
+        self.config, self.ring_words, self.release = config, ring_words, release
+        self.rng = random.Random(seed)
+        self.ready_stall = ready_stall
+        self.streamer = Streamer(config)
+        self.ports = [AxiReadPort(config) for _ in range(config.weight_ports)]
+        self.memory = AxiMemory(1 << 16, BASE, seed=seed, **memory)
+        self.sizes = {
+            "norm": config.norm_word_bytes, "post": config.post_word_bytes, "weight": config.operand_word_bytes,
+        }
+        self.depths = {"norm": config.norm_words, "post": config.post_words, "weight": ring_words}
+        self.written = {name: [] for name in RING}
+        self.times = {name: [] for name in RING}
+        self.tails = dict.fromkeys(RING, 0)
+        self.events = {"busy": 0, "ring": 0, "dram": 0}
+        self.cycle = 0
+
+    def module(self):
+        m = Module()
+        m.submodules.streamer = self.streamer
+        for i, port in enumerate(self.ports):
+            m.submodules[f"port{i}"] = port
+            wiring.connect(m, self.streamer.o_request[i], port.i_request)
+            wiring.connect(m, port.o_data, self.streamer.i_data[i])
+        return m
+
+    def words(self, part, offset, count):
+        """The ring words of a part, from the memory's bytes."""
+        size, ports = self.sizes[part], self.config.weight_ports
+        piece = size // ports
+        start, slice_bytes = 64 * offset, count * piece
+        return [
+            int.from_bytes(
+                b"".join(
+                    self.memory.bytes[start + p * slice_bytes + w * piece : start + p * slice_bytes + (w + 1) * piece]
+                    for p in range(ports)
+                ),
+                "little",
+            )
+            for w in range(count)
+        ]
+
+    async def setup(self, ctx):
+        ctx.set(self.streamer.image_base, BASE)
+        ctx.set(self.streamer.image_bytes, self.memory.size)
+        ctx.set(self.streamer.ring_words, self.ring_words)
+
+    async def collect(self, ctx):
+        """Background: the operand memory's ready, the rings' contents and tails, and the head counts."""
+        dut, heads = self.streamer, dict.fromkeys(RING, 0)
+        writes = {"norm": dut.norm, "post": dut.post, "weight": dut.operand}
+        while True:
+            ctx.set(dut.operand.ready, self.rng.random() >= self.ready_stall)
+            for name, ring in RING.items():
+                if self.tails[name] < len(self.written[name]) and self.rng.random() < self.release:
+                    self.tails[name] += 1
+                ctx.set(getattr(dut, f"{ring}_tail"), self.tails[name] % COUNT)
+            valid = {"norm": dut.norm.en, "post": dut.post.en, "weight": dut.operand.valid & dut.operand.ready}
+            sample = ctx.tick().sample(dut.events, dut.operand.mask)
+            for name, ring in RING.items():
+                sample = sample.sample(valid[name], writes[name].addr, writes[name].data, getattr(dut, f"{ring}_head"))
+            _, _, events, mask, *rest = await sample
+            self.cycle += 1
+            for cause in self.events:
+                self.events[cause] += getattr(events, cause)
+            assert mask == (1 << self.sizes["weight"]) - 1
+            for i, name in enumerate(RING):
+                write, addr, word, head = rest[4 * i : 4 * i + 4]
+                assert head == heads[name] % COUNT
+                if write:
+                    assert addr == heads[name] % self.depths[name]
+                    assert heads[name] - self.tails[name] < self.depths[name], f"{name} ring overrun"
+                    self.written[name].append(word)
+                    self.times[name].append(self.cycle)
+                    heads[name] += 1
+
+    def run(self, process, **options):
+        ports = [p for i, port in enumerate(self.ports) for p in [self.memory.read_port(port.axi, seed=i)]]
+
+        async def bench(ctx):
+            await self.setup(ctx)
+            await process(ctx)
+
+        run(self.module(), bench, background=[self.collect, *ports], **options)
+
+
+def blocks(count, seed):
+    rng = random.Random(seed)
+    out = [Stream(), Stream(norm_offset=3, norm_words=1), Stream(weight_offset=7, weight_words=50)]
+    while len(out) < count:
+        sizes = {f"{part}_words": rng.choice([0, rng.randint(1, 15)]) for part in RING}
+        out.append(Stream(**sizes, **{f"{part}_offset": rng.randrange(900) for part in RING}))
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("stalls", ["none", "memory", "operand", "release"])
+def test_words_and_rings(shape, stalls):
+    options = {
+        "none": {"release": 1.0},
+        "memory": {"latency": 30, "jitter": 20, "address_stall": 0.5, "data_stall": 0.5, "release": 1.0},
+        "operand": {"ready_stall": 0.7},
+        "release": {"release": 0.03, "ready_stall": 0.1},
+    }[stalls]
+    bench = Bench(SHAPES[shape], seed=len(stalls), **options)
+    program = blocks(10, seed=1)
+    want = {
+        part: [w for b in program for w in bench.words(part, getattr(b, f"{part}_offset"), getattr(b, f"{part}_words"))]
+        for part in RING
+    }
+
+    async def process(ctx):
+        await put(ctx, bench.streamer.i_instr, [int.from_bytes(encode(b), "little") for b in program])
+        await ctx.tick().until(~bench.streamer.busy)
+        await ctx.tick().repeat(2)
+        assert not ctx.get(bench.streamer.fault)
+
+    bench.run(process)
+    assert bench.written == want
+    assert bench.events["busy"] == sum(map(len, want.values()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_full_bus_rate(shape):
+    """One beat per port and cycle through a long block, at 60 cycles of memory latency."""
+    config = dataclasses.replace(SHAPES[shape], operand_words=1024, norm_words=64, post_words=64)
+    bench = Bench(config, ring_words=1000, release=1.0, latency=60)
+    block = Stream(norm_words=8, post_offset=40, post_words=20, weight_offset=80, weight_words=400)
+
+    async def process(ctx):
+        await put(ctx, bench.streamer.i_instr, [int.from_bytes(encode(block), "little")])
+        await ctx.tick().until(~bench.streamer.busy)
+
+    bench.run(process)
+    times = [t for part in RING for t in bench.times[part]]
+    expected = bench.streamer.cycles(8, 20, 400)
+    assert len(times) == 428
+    first = bench.streamer.beats[Part.NORM]
+    assert times[-1] - times[0] == expected - first
+    assert times[-1] <= expected + 60 + 25
+    assert bench.words("weight", 80, 400) == bench.written["weight"]
+
+
+@pytest.mark.parametrize(("block", "latency"), [(Stream(norm_words=1), 4), (Stream(weight_words=1), 8)])
+def test_latency(block, latency):
+    bench = Bench(TINY)
+
+    async def process(ctx):
+        dut = bench.streamer
+        await put(ctx, dut.i_instr, [int.from_bytes(encode(block), "little")])
+        cycles = 0
+        while True:
+            _, _, requested, beat = await ctx.tick().sample(dut.o_request[0].valid, dut.i_data[0].valid)
+            cycles += 1
+            if requested:
+                assert cycles == latency
+            if beat:  # the first of two
+                break
+        await ctx.tick().repeat(3)
+        assert len(bench.written["norm"] + bench.written["weight"]) == 1
+
+    bench.run(process)
+
+
+def test_waits_for_room_and_uses_all_of_it():
+    bench = Bench(TINY, ring_words=20, release=0.0)
+
+    async def process(ctx):
+        dut = bench.streamer
+        await put(ctx, dut.i_instr, [int.from_bytes(encode(Stream(weight_words=50)), "little")])
+        await ctx.tick().repeat(200)
+        assert len(bench.written["weight"]) == 20
+        assert ctx.get(dut.ring_head) == 20
+        assert bench.events["ring"] > 100
+        for freed in range(1, 5):
+            bench.tails["weight"] = freed
+            await ctx.tick().repeat(10)
+            assert len(bench.written["weight"]) == 20 + freed
+        bench.release = 1.0
+        await ctx.tick().until(~dut.busy)
+
+    bench.run(process)
+    assert bench.written["weight"] == bench.words("weight", 0, 50)
+
+
+def test_requests_run_ahead_of_the_ring():
+    """With a full ring the next block's data is already in the port's FIFO."""
+    bench = Bench(TINY, ring_words=4, release=0.0)
+
+    async def process(ctx):
+        program = [Stream(weight_words=5), Stream(norm_offset=16, norm_words=2, post_offset=32, post_words=3)]
+        await put(ctx, bench.streamer.i_instr, [int.from_bytes(encode(b), "little") for b in program])
+        await ctx.tick().repeat(100)
+        assert [addr - BASE for addr, _ in bench.memory.reads] == [0, 16 * 64, 32 * 64]
+        assert not bench.written["norm"]
+
+    bench.run(process)
+
+
+@pytest.mark.parametrize("part", RING)
+def test_image_range(part):
+    """A part that ends at the last byte is read; one that ends beyond it is not, and nothing after it is."""
+    config = SHAPES["wide"]
+    bench = Bench(config, release=1.0)
+    size = bench.sizes[part]
+    offset = (bench.memory.size - 4 * size) // 64
+    good = Stream(**{f"{part}_offset": offset, f"{part}_words": 4})
+    bad = Stream(**{f"{part}_offset": offset, f"{part}_words": 5})
+    far = Stream(**{f"{part}_offset": (1 << 32) - 1, f"{part}_words": 1})
+
+    for wrong in (bad, far):
+        bench = Bench(config, release=1.0)
+
+        async def process(ctx, bench=bench, wrong=wrong):
+            dut = bench.streamer
+            await put(ctx, dut.i_instr, [int.from_bytes(encode(b), "little") for b in (good, wrong, good)])
+            for _ in range(200):
+                await ctx.tick()
+            assert ctx.get(dut.fault)
+
+        bench.run(process)
+        assert bench.written[part] == bench.words(part, offset, 4)
+        assert all(addr + 16 * beats <= BASE + bench.memory.size for addr, beats in bench.memory.reads)
+        assert sum(beats for _, beats in bench.memory.reads) == 4 * size // 16
+
+
+def test_queue_depth():
+    bench = Bench(TINY, ring_words=4, release=0.0)
+
+    async def process(ctx):
+        dut = bench.streamer
+        bench.memory.frozen = True
+        ctx.set(dut.i_instr.payload, int.from_bytes(encode(Stream(weight_words=4000)), "little"))
+        ctx.set(dut.i_instr.valid, 1)
+        taken = 0
+        for _ in range(100):
+            _, _, ready = await ctx.tick().sample(dut.i_instr.ready)
+            taken += ready
+        assert taken >= STREAM_QUEUE_DEPTH
+
+    bench.memory.size = 1 << 30
+    bench.run(process)
+
+
+def test_bad_configuration():
+    config = dataclasses.replace(CONFIGS["tiny"], depth=2, weight_ports=2)
+    with pytest.raises(ConfigError, match="weights word of 16 bytes"):
+        Streamer(config)
+    config = dataclasses.replace(CONFIGS["zcu104"], columns=512, depth=32, axi_data_width=32, weight_ports=1)
+    with pytest.raises(ConfigError, match="axi_data_width"):
+        Streamer(config)
