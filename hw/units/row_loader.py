@@ -1,0 +1,151 @@
+"""Reads rows of activation memory into an A tile, copied or normalised."""
+
+from amaranth import *
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from moevit.config import AcceleratorConfig
+from moevit.hw.interfaces import (
+    ACTIVATION_READ_LATENCY,
+    ActivationReadSignature,
+    MemoryReadSignature,
+    TileWriteSignature,
+)
+from moevit.hw.units import arithmetic
+from moevit.hw.units.layernorm import LayerNormUnit, constants_layout, layernorm_latency, place_layout, row_buffer_words
+from moevit.isa.formats import ADDRESS, STRIDE
+
+COPY_LATENCY = ACTIVATION_READ_LATENCY + 1  #: cycles from an accepted read to its tile write
+
+
+def norm_latency(config: AcceleratorConfig) -> int:
+    """Cycles from the accepted read of a row's last word to the row's first tile write, when normalising."""
+    return ACTIVATION_READ_LATENCY + layernorm_latency(config) + 1
+
+
+class RowLoader(wiring.Component):
+    """Fills one A-tile buffer after another with rows that follow each other at a stride.
+
+    Parameters
+    ----------
+    config : the accelerator's configuration
+
+    Members
+    -------
+    start : In(1), begins a tile; only while ``ready``
+    last_row, buffer : the tile's last row and its buffer, taken with ``start``
+    load, base : with ``start``: the first row is at ``base``, else where the previous tile's rows ended
+    stride : words between rows; constant until the tile's last read
+    wide : rows are int16 and go through LayerNorm; constant while ``busy``
+    constants : constants_layout of the LayerNormUnit; ``last_word`` and ``wide`` rows' other fields must be
+        constant from 3 cycles before the first ``start`` until ``busy`` falls
+    act, norm : activation and norm memory
+    o_tile, filled : Out(TileWriteSignature), Out(1): with the last write of each tile
+    ready : the reads of the previous tile have all been accepted
+    busy : tiles are started that are not filled
+
+    Numerics: a copy, or ``numerics.layernorm.layernorm`` or ``affine``.
+    Latency: the first read is one cycle after ``start``; see COPY_LATENCY and ``norm_latency``.
+    Throughput: one word (or pair, if wide) per cycle, and one cycle between tiles. While rows are normalised,
+    the reads of the next tile go on.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self._config = config
+        super().__init__({
+            "start": In(1),
+            "last_row": In(range(config.rows)),
+            "buffer": In(1),
+            "load": In(1),
+            "base": In(ADDRESS),
+            "stride": In(STRIDE),
+            "wide": In(1),
+            "constants": In(constants_layout(config)),
+            "act": Out(ActivationReadSignature(config)),
+            "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
+            "o_tile": Out(TileWriteSignature(config)),
+            "filled": Out(1),
+            "ready": Out(1),
+            "busy": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, act, constants = self._config, self.act, self.constants
+        m.submodules.layernorm = unit = LayerNormUnit(config)
+        wiring.connect(m, wiring.flipped(self.norm), unit.norm)
+        m.d.comb += unit.constants.eq(constants)
+
+        request = self._requests(m, unit.freed)
+        accepted = Signal()
+        m.d.comb += accepted.eq(act.valid & act.ready)
+        answer = arithmetic.delay(m, request, ACTIVATION_READ_LATENCY, name="answer")
+        m.d.comb += [
+            unit.i_valid.eq(act.data_valid & self.wide),
+            unit.i_data.eq(act.data),
+            unit.i_first.eq(answer.first),
+            unit.i_last.eq(answer.last),
+            unit.i_place.eq(answer.place),
+        ]
+
+        # Copied and normalised rows are never on their way together: ``wide`` is constant while busy.
+        copied = act.data_valid & ~self.wide
+        half = act.data.word_select(answer.odd, config.columns * 8)
+        m.d.sync += [
+            self.o_tile.valid.eq(copied | unit.o_tile.valid),
+            self.o_tile.buffer.eq(Mux(self.wide, unit.o_tile.buffer, answer.place.buffer)),
+            self.o_tile.row.eq(Mux(self.wide, unit.o_tile.row, answer.place.row)),
+            self.o_tile.word.eq(Mux(self.wide, unit.o_tile.word, answer.word)),
+            self.o_tile.data.eq(Mux(self.wide, unit.o_tile.data, half)),
+            self.filled.eq((copied & answer.last & answer.place.last_row) | unit.filled),
+        ]
+
+        tiles = Signal(2)
+        m.d.sync += tiles.eq(tiles + self.start - self.filled)
+        m.d.comb += self.busy.eq(tiles != 0)
+        return m
+
+    def _requests(self, m: Module, freed):
+        """Reads the tile's rows word by word; returns what belongs to the read asked for in this cycle."""
+        config, act, constants = self._config, self.act, self.constants
+        request = Signal(data.StructLayout({
+            "place": place_layout(config), "word": range(config.tile_depth // config.columns),
+            "first": 1, "last": 1, "odd": 1,
+        }))
+        active, last_row = Signal(), Signal.like(self.last_row)
+        row, buffer, word = Signal.like(self.last_row), Signal(), Signal.like(request.word)
+        row_address, address = Signal(ADDRESS), Signal(ADDRESS)
+
+        # words that are asked for and have not left the row buffer
+        depth = row_buffer_words(config)
+        held = Signal(range(depth + 1))
+        accepted = act.valid & act.ready
+        m.d.sync += held.eq(held + (accepted & self.wide) - freed)
+
+        m.d.comb += [
+            self.ready.eq(~active),
+            act.valid.eq(active & (held != depth)),
+            act.pair.eq(address[1:]),
+            request.place.row.eq(row),
+            request.place.buffer.eq(buffer),
+            request.place.last_row.eq(row == last_row),
+            request.word.eq(word),
+            request.first.eq(word == 0),
+            request.last.eq(word == constants.last_word),
+            request.odd.eq(address[0]),
+        ]
+        next_row = row_address + self.stride
+        with m.If(self.start):
+            m.d.sync += [
+                active.eq(1), row.eq(0), word.eq(0), last_row.eq(self.last_row), buffer.eq(self.buffer),
+            ]
+            with m.If(self.load):
+                m.d.sync += [row_address.eq(self.base), address.eq(self.base)]
+        with m.Elif(accepted):
+            with m.If(request.last):
+                m.d.sync += [row_address.eq(next_row), address.eq(next_row), word.eq(0), row.eq(row + 1)]
+                with m.If(request.place.last_row):
+                    m.d.sync += active.eq(0)
+            with m.Else():
+                m.d.sync += [address.eq(address + Mux(self.wide, 2, 1)), word.eq(word + 1)]
+        return request
