@@ -1,0 +1,1 @@
+"""Random programs, run on the instruction-level simulator and on the RTL."""
