@@ -1,0 +1,331 @@
+"""Dispatch: checks instructions and hands each to the unit that executes it, in program order."""
+
+import operator
+from collections.abc import Iterable
+from functools import reduce
+
+from amaranth import *
+from amaranth.lib import stream, wiring
+from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from moevit.config import COMPUTE_QUEUE_DEPTH, AcceleratorConfig
+from moevit.hw.interfaces import InstructionStream, instruction_layout
+from moevit.hw.units.fetch import ERROR_WIDTH, Fetched
+from moevit.hw.units.retirement import NUMBER_WIDTH, Dispatched, Unit
+from moevit.isa import (
+    FORMATS,
+    INSTRUCTION_WIDTH,
+    Attention,
+    Begin,
+    DmaIn,
+    DmaOut,
+    End,
+    Instruction,
+    Linear,
+    NormMode,
+    OutputType,
+    Stream,
+)
+from moevit.isa.fields import OPCODE_WIDTH
+from moevit.registers import ErrorCode
+
+CHECK_CYCLES = 8  #: from an instruction word to the verdict on it
+
+
+def _any(conditions: Iterable[Value]) -> Value:
+    return reduce(operator.or_, conditions, C(0))
+
+
+def _ceil_div(value: Value, divisor: int) -> Value:
+    """``ceil(value / divisor)`` for a power of two."""
+    return (value + divisor - 1) >> exact_log2(divisor)
+
+
+class InstructionCheck(wiring.Component):
+    """Says whether an instruction may be executed.
+
+    Checked are: the opcode; every field's minimum and, for an enumeration, its values; bits outside the
+    fields; that rows fit the A tile, parameters and held weights their rings, that 16-bit rows begin at even
+    addresses, and that attention reads only the K/V region.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    word : In(512)
+    ring_words : In
+    illegal : Out(1)
+        It is malformed, or would wait for something that cannot come.
+    operand_range : Out(1)
+        An ATTENTION that reads outside the K/V region.
+
+    Latency
+    -------
+    ``CHECK_CYCLES``; pipelined.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self.config = config
+        super().__init__({
+            "word": In(INSTRUCTION_WIDTH),
+            "ring_words": In(range(config.operand_words + 1)),
+            "illegal": Out(1),
+            "operand_range": Out(1),
+        })  # fmt: skip
+
+    def elaborate(self, platform):
+        m = Module()
+        opcode = self.word[:OPCODE_WIDTH]
+        verdicts = []
+        for kind in FORMATS:
+            if kind is Begin:  # only ever the first instruction, which fetch keeps
+                continue
+            rules = {"field": self._fields(kind)}
+            if kind is DmaOut:
+                rules["bus"] = self._view(kind).offset[: exact_log2(self.config.axi_bytes)].any()
+            if kind is Linear:
+                rules |= self._linear(m)
+            if kind is Attention:
+                rules |= self._attention(m)
+            is_kind = Signal(name=f"is_{kind.mnemonic().lower()}")
+            m.d.sync += is_kind.eq(opcode == kind.opcode)
+            bad = Signal(name=f"bad_{kind.mnemonic().lower()}")
+            for name, rule in rules.items():
+                broken = Signal(name=f"{kind.mnemonic().lower()}_{name}")
+                m.d.sync += broken.eq(rule)
+                rules[name] = broken
+            m.d.sync += bad.eq(_any(rules.values()))
+            verdicts.append((is_kind, bad))
+        known = _any(is_kind for is_kind, _ in verdicts)
+        m.d.sync += self.illegal.eq(~known | _any(is_kind & bad for is_kind, bad in verdicts))
+        self._attention_addresses(m, opcode)
+        return m
+
+    def _view(self, kind: type[Instruction]):
+        return instruction_layout(kind)(self.word)
+
+    def _fields(self, kind):
+        """Violations of what the format itself says."""
+        view = self._view(kind)
+        end = OPCODE_WIDTH
+        bad = []
+        for field in kind.fields():
+            value = view[field.name]
+            if field.minimum:
+                bad.append(value < field.minimum)
+            if field.maximum < (1 << field.width) - 1:
+                bad.append(value > field.maximum)
+            end = field.offset + field.width
+        return _any([*bad, self.word[end:].any()])
+
+    def _linear(self, m):
+        config = self.config
+        linear = self._view(Linear)
+        # Weights that are read more than once must all be in the ring at the same time.
+        steps, held = Signal(range(config.tile_depth // config.depth + 1)), Signal()
+        tiles = Signal.like(linear.tiles)
+        weights = Signal(len(steps) + len(tiles))
+        weights_out = Signal.like(weights)
+        m.d.sync += [
+            steps.eq(_ceil_div(linear.length, config.depth)),
+            tiles.eq(linear.tiles),
+            held.eq((linear.n_rows > config.rows) | ~linear.release),
+            weights.eq(steps * tiles),
+            weights_out.eq(weights),
+        ]
+        wide_in = linear.norm != NormMode.NONE
+        wide_out = linear.residual | (linear.out_type == OutputType.INT16)
+        return {
+            "ring": held & (weights_out > self.ring_words),
+            "length": linear.length > config.tile_depth,
+            "norm_ring": wide_in & (_ceil_div(linear.length, config.columns) > config.norm_words),
+            "post_ring": linear.tiles > config.post_words,
+            "even_in": wide_in & (linear.src[0] | linear.src_stride[0]),
+            "even_residual": linear.residual & linear.res[0],
+            "even_out": wide_out & linear.dst_stride[0]
+            | (linear.out_type == OutputType.INT16) & linear.dst[0],
+            "tiles": (linear.key_tile > linear.value_tile) | (linear.value_tile > linear.tiles),
+            "key_row": linear.key_row[: exact_log2(config.rows)].any(),
+        }
+
+    def _attention(self, m):
+        attention = self._view(Attention)
+        return {
+            "keys": attention.n_keys > self.config.tile_depth,
+            "head_dim": attention.head_dim > self.config.tile_depth,
+        }
+
+    def _attention_addresses(self, m, opcode):
+        """The first and the last word of K and of V that are read lie in the region.
+
+        Seven registers deep: tile counts, two for the heads' tiles, two for the products, sums, comparison.
+        """
+        config = self.config
+        attention = self._view(Attention)
+
+        def registered(value, name, depth=1):
+            for i in range(depth):
+                register = Signal(len(value), name=f"{name}_{i}")
+                m.d.sync += register.eq(value)
+                value = register
+            return value
+
+        head_tiles = registered(_ceil_div(attention.head_dim, config.columns), "head_tiles")
+        channel_tiles = registered(head_tiles * attention.heads, "channel_tiles", 2)
+        key_rows = registered(_ceil_div(attention.n_keys, config.columns) - 1, "key_rows")[:10]
+        key_offset = registered(key_rows * attention.key_stride, "key_offset", 2)
+        value_offset = registered((channel_tiles - 1)[:17] * attention.value_stride, "value_offset", 2)
+        value_steps = registered(_ceil_div(attention.n_keys, config.depth), "value_steps")
+        key_end = registered(
+            attention.key_base + key_offset + (channel_tiles << exact_log2(config.key_groups)), "key_end"
+        )
+        value_end = registered(attention.value_base + value_offset + value_steps, "value_end")
+        outside = registered(
+            (attention.key_base < self.ring_words)
+            | (attention.value_base < self.ring_words)
+            | (key_end > config.operand_words)
+            | (value_end > config.operand_words),
+            "outside",
+        )
+        m.d.sync += self.operand_range.eq((opcode == Attention.opcode) & outside)
+
+
+class Dispatch(wiring.Component):
+    """Takes instructions in order, checks each and sends it to its unit's queue.
+
+    An instruction whose queue is full keeps those behind it waiting. END is the last instruction and ends the
+    program when everything has retired and nothing is left to stream.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    i_instr : In(stream of Fetched)
+    ring_words : In
+    o_stream, o_dma, o_compute : Out(InstructionStream)
+        STREAM; DMA_IN and DMA_OUT; LINEAR and ATTENTION. The queue of ``o_compute`` (``COMPUTE_QUEUE_DEPTH``)
+        is here, the others are in their units.
+    o_order : Out(stream of Dispatched)
+        To retirement, in the cycle in which the unit's queue takes it.
+    all_retired, streamer_busy : In(1)
+    done : Out(1)
+        The program has ended. Stays until reset.
+    fault : Out(1), fault_code : Out(ErrorCode)
+        ILLEGAL_INSTRUCTION or OPERAND_RANGE: ``number`` cannot be executed. Nothing more is dispatched; stays
+        until reset.
+    number : Out(24)
+        The instruction at hand, or the last one.
+
+    Latency
+    -------
+    10 cycles from an accepted instruction to its offer to the unit's queue; ``o_compute`` shows it one later.
+    ``done`` rises 2 cycles after ``all_retired``.
+
+    Throughput
+    ----------
+    One instruction per 11 cycles.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self.config = config
+        super().__init__({
+            "i_instr": In(stream.Signature(Fetched)),
+            "ring_words": In(range(config.operand_words + 1)),
+            "o_stream": Out(InstructionStream),
+            "o_dma": Out(InstructionStream),
+            "o_compute": Out(InstructionStream),
+            "o_order": Out(stream.Signature(Dispatched)),
+            "all_retired": In(1),
+            "streamer_busy": In(1),
+            "done": Out(1),
+            "fault": Out(1),
+            "fault_code": Out(ERROR_WIDTH),
+            "number": Out(NUMBER_WIDTH),
+        })  # fmt: skip
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.check = check = InstructionCheck(self.config)
+        m.submodules.queue = queue = SyncFIFO(width=INSTRUCTION_WIDTH, depth=COMPUTE_QUEUE_DEPTH)
+        word, last = Signal(INSTRUCTION_WIDTH), Signal()
+        opcode = word[:OPCODE_WIDTH]
+        is_end = Signal()
+        quiet = Signal()
+        m.d.comb += [
+            check.word.eq(word),
+            check.ring_words.eq(self.ring_words),
+            self.o_compute.valid.eq(queue.r_rdy),
+            self.o_compute.payload.eq(queue.r_data),
+            queue.r_en.eq(self.o_compute.ready),
+            queue.w_data.eq(word),
+            self.o_stream.payload.eq(word),
+            self.o_dma.payload.eq(word),
+            is_end.eq(opcode == End.opcode),
+        ]
+        m.d.sync += quiet.eq(self.all_retired & ~self.streamer_busy)
+
+        waited = Signal(range(CHECK_CYCLES + 1))
+        with m.FSM():
+            with m.State("TAKE"):
+                m.d.comb += self.i_instr.ready.eq(1)
+                m.d.sync += waited.eq(0)
+                with m.If(self.i_instr.valid):
+                    m.d.sync += [
+                        word.eq(self.i_instr.payload.word),
+                        last.eq(self.i_instr.payload.last),
+                        self.number.eq(self.i_instr.payload.number),
+                    ]
+                    m.next = "CHECK"
+            with m.State("CHECK"):
+                m.d.sync += waited.eq(waited + 1)
+                with m.If(waited == CHECK_CYCLES):
+                    with m.If(check.illegal | (is_end != last)):
+                        m.d.sync += self.fault_code.eq(ErrorCode.ILLEGAL_INSTRUCTION)
+                        m.next = "FAULT"
+                    with m.Elif(check.operand_range):
+                        m.d.sync += self.fault_code.eq(ErrorCode.OPERAND_RANGE)
+                        m.next = "FAULT"
+                    with m.Elif(is_end):
+                        m.next = "END"
+                    with m.Else():
+                        m.next = "ROUTE"
+            with m.State("ROUTE"):
+                with m.If(self._route(m, opcode, queue)):
+                    m.next = "TAKE"
+            with m.State("END"):
+                m.next = "DRAIN"
+            with m.State("DRAIN"):
+                with m.If(quiet):
+                    m.d.sync += self.done.eq(1)
+            with m.State("FAULT"):
+                m.d.sync += self.fault.eq(1)
+        return m
+
+    def _route(self, m, opcode, queue):
+        """Offers the instruction to its unit, and says whether it went."""
+        gone = Signal()
+        m.d.comb += self.o_order.payload.number.eq(self.number)
+        with m.Switch(opcode):
+            with m.Case(Stream.opcode):
+                m.d.comb += [self.o_stream.valid.eq(1), gone.eq(self.o_stream.ready)]
+            with m.Case(DmaIn.opcode, DmaOut.opcode):
+                m.d.comb += [
+                    self.o_order.payload.unit.eq(Unit.DMA),
+                    self.o_order.valid.eq(self.o_dma.ready),
+                    self.o_dma.valid.eq(self.o_order.ready),
+                    gone.eq(self.o_order.ready & self.o_dma.ready),
+                ]
+            with m.Default():
+                m.d.comb += [
+                    self.o_order.payload.unit.eq(Unit.COMPUTE),
+                    self.o_order.valid.eq(queue.w_rdy),
+                    queue.w_en.eq(self.o_order.ready),
+                    gone.eq(self.o_order.ready & queue.w_rdy),
+                ]
+        return gone
