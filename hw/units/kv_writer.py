@@ -6,13 +6,12 @@ from amaranth.lib.wiring import In, Out
 
 from moevit.config import AcceleratorConfig
 from moevit.hw.interfaces import OperandWriteSignature
-from moevit.hw.units.arithmetic import delay
 
 ADDRESS_WIDTH = 18
 """Bits of a tile's first address: one more than the operand memory can need, so that an address which is out of
 range stays so while it counts up."""
 
-LATENCY = 3  #: cycles from a tile's last row to its first write
+LATENCY = 3  #: cycles from a tile's last row to its first write, when nothing is left of the tile ahead
 
 
 def slot_count(config: AcceleratorConfig) -> int:
@@ -49,15 +48,16 @@ class KvWriter(wiring.Component):
     -------
     i_rows : In(KvRowSignature), the rows of a tile in consecutive cycles, row 0 first
     kv : Out(OperandWriteSignature), must always be granted
-    busy : Out(1), a word is still to be written (the tile's last row is in)
+    busy : Out(1), a tile of which the last row is in is still to be written
     done : Out(2), one bit per bank, in the cycle of the last write of a ``final`` tile
-    fault : Out(1), one-cycle pulse: a word outside the operand memory (not written), or a tile came before the
-        one ahead was written (see Throughput), whose remaining words are lost
+    fault : Out(1), one-cycle pulse: a word outside the operand memory (not written), or a row came before the
+        tile ahead had left its buffer (see Throughput), of which that row is then wrong
 
-    Numerics: none. Latency: ``LATENCY`` cycles from a tile's last row to its first write, then a word a cycle.
-    Throughput: one row a cycle, if the last rows of tiles are at least as many cycles apart as the first of the
-    two has words. For V this always holds; for K the array needs ``max(steps, rows) >= C/K`` cycles for a tile,
-    which the compiler ensures by a length of more than C - K (an input row is padded to C anyway).
+    Numerics: none. Latency: ``LATENCY`` cycles from a tile's last row to its first write, then a word a cycle; up to
+    C/K cycles more while the tile ahead is written.
+    Throughput: one row a cycle and one tile every ``key_groups`` (C/K) cycles, first row to first row. The array
+    needs ``max(steps, rows)`` cycles for a tile, so a LINEAR with K or V tiles must have a length of more than
+    C - K; the compiler sees to that (an input row is padded to C anyway).
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -76,9 +76,15 @@ class KvWriter(wiring.Component):
             with m.If(i.valid & (i.row == r)):
                 m.d.sync += register.eq(i.data)
 
-        # The cycle after the last row: the whole tile moves over, with what is the same for all of it.
-        load = delay(m, i.valid & i.last_row, 1, name="load", reset=True)
-        tile = {n: delay(m, getattr(i, n), 1, name=n) for n in ("value", "slot", "address", "final", "bank", "row")}
+        # After the last row, as soon as the tile ahead is written, the whole tile moves over. With tiles at least
+        # C/K cycles apart, that is no later than the next one's first row.
+        pending, load = Signal(), Signal()
+        ends = i.valid & i.last_row
+        m.d.sync += pending.eq(ends | (pending & ~load))
+        tile = {n: Signal.like(getattr(i, n), name=n, reset_less=True)
+                for n in ("value", "slot", "address", "final", "bank", "row")}
+        with m.If(ends):
+            m.d.sync += [register.eq(getattr(i, n)) for n, register in tile.items()]
         log2_depth = config.depth.bit_length() - 1
         left = Signal(range(max(config.key_groups, config.rows)), reset_less=True)
         words = Mux(tile["value"], tile["row"][log2_depth:], config.key_groups - 1)
@@ -88,6 +94,8 @@ class KvWriter(wiring.Component):
         held = {n: Signal.like(tile[n], name=f"held_{n}", reset_less=True)
                 for n in ("value", "slot", "address", "final", "bank")}
         writing = Signal()
+        last = writing & (left == 0)
+        m.d.comb += load.eq(pending & (~writing | last))
         with m.If(load):
             m.d.sync += [held[n].eq(tile[n]) for n in held]
             m.d.sync += [writing.eq(1), left.eq(words), present.eq(Cat(tile["row"] >= r for r in range(config.rows)))]
@@ -96,15 +104,14 @@ class KvWriter(wiring.Component):
             m.d.sync += [writing.eq(left != 0), left.eq(left - 1), held["address"].eq(held["address"] + 1)]
             self._advance(m, drain, present, held["value"])
 
-        last = writing & (left == 0)
         outside = held["address"] >= config.operand_words
         m.d.sync += [
             self.kv.valid.eq(writing & ~outside),
             self.done.eq(Mux(last & held["final"], Cat(~held["bank"], held["bank"]), 0)),
-            self.fault.eq(writing & (outside | (load & ~last))),
+            self.fault.eq((writing & outside) | (i.valid & pending & ~load)),
             self.kv.addr.eq(held["address"]),
         ]
-        m.d.comb += self.busy.eq(load | writing | self.kv.valid)
+        m.d.comb += self.busy.eq(pending | writing | self.kv.valid)
         self._word(m, drain, present, held)
         return m
 

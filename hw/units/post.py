@@ -33,7 +33,8 @@ _RESULT = _SCALED + post_output.LATENCY
 LATENCY = _RESULT + 1
 """Cycles from ``i_rows`` to ``act_write``."""
 KV_LATENCY = _RESULT + kv_writer.LATENCY
-"""Cycles from the last row of a K or V tile to the first of its ``kv`` writes; the others follow one a cycle."""
+"""Cycles from the last row of a K or V tile to the first of its ``kv`` writes; the others follow one a cycle. Up to C/K
+cycles more while those of the tile ahead are not through."""
 RETIRE_LATENCY = 1
 """Cycles from the last write of an instruction to ``retire``."""
 
@@ -72,12 +73,12 @@ class Post(wiring.Component):
     busy : Out(1), an instruction has not retired
     events : Out(events_layout("post"))
     fault_activation : Out(1), one-cycle pulse: a word beyond the activation memory; the access was not made
-    fault_operand : Out(1), one-cycle pulse: a K/V word beyond the operand memory (not written), or K tiles
+    fault_operand : Out(1), one-cycle pulse: a K/V word beyond the operand memory (not written), or K/V tiles
         faster than the KvWriter's throughput
 
     Numerics: ``requantise``, ``rescale``, ``saturate`` (``numerics.fixed``), ``activate``, ``softmax``.
     Latency: ``LATENCY``, ``KV_LATENCY``, ``staged_latency(config)``; then ``RETIRE_LATENCY``.
-    Throughput: one row a cycle (K tiles: see KvWriter).
+    Throughput: one row a cycle; a K or V tile every C/K cycles (see KvWriter).
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -132,9 +133,9 @@ class Post(wiring.Component):
         pointer = Signal(range(config.post_words))
         row = rows.info[_WORD - 1]
         m.d.sync += self.parameters.addr.eq(_wrap(pointer + row.meta.column, config.post_words))
-        release = rows.setting(_WORD - 1, "release") & rows.is_last(_WORD - 1)
-        with m.If(release):
-            m.d.sync += pointer.eq(_wrap(pointer + rows.setting(_WORD - 1, "tiles"), config.post_words))
+        release, tiles = (rows.setting(_WORD - 1, name) for name in ("release", "tiles"))
+        with m.If(release & rows.is_last(_WORD - 1)):
+            m.d.sync += pointer.eq(_wrap(pointer + tiles, config.post_words))
 
         # The scale of a row of P.V, kept per unit parity and row.
         scale = data.StructLayout({"mult": MULT_WIDTH, "shift": SHIFT_WIDTH})
@@ -259,7 +260,10 @@ class _Rows:
         return self.valid[stage] & info.meta.last & info.last_row
 
     def setting(self, stage: int, name: str, kv: int | None = None) -> Signal:
-        """A field of the row's instruction, a register at ``stage``; ``kv`` instead for K and V rows."""
+        """A field of the row's instruction, a register at ``stage``; ``kv`` instead for K and V rows.
+
+        Call it outside of any ``m.If``, which would hold the register.
+        """
         key = stage, name, kv
         if key not in self._settings:
             value = Mux(self.info[stage - 1].meta.bank, getattr(self._banks[1], name), getattr(self._banks[0], name))
