@@ -33,7 +33,7 @@ def erf(x: Array) -> Array:
     t = 1 / (1 + np.float32(0.3275911) * a)
     poly: Array = np.full_like(t, 1.061405429)
     for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        poly = poly * t + np.float32(c)
+        poly = (poly * t + np.float32(c)).astype(np.float32, copy=False)
     return np.copysign(1 - poly * t * np.exp(-a * a), x)
 
 

@@ -7,11 +7,12 @@ import numpy as np
 from moevit.compiler.frontend.functions import UNARY, gelu, gelu_tanh, sigmoid
 from moevit.compiler.frontend.space import Function
 
+# ReLU first: a GELU with a large scale looks like it.
 KNOWN: dict[str, Function] = {
+    "relu": UNARY["Relu"],
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "silu": lambda x: x * sigmoid(x),
-    "relu": UNARY["Relu"],
 }
 _GRID = np.linspace(-12, 12, 961)
 _TOLERANCE = 5e-5  # gelu and gelu_tanh differ by 5e-4
@@ -56,12 +57,12 @@ def identify(function: Function) -> Found | None:
         for kind, known in KNOWN.items():
             near = known(np.array([-h, 0, h]))
             own = float(near[0] + near[2] - 2 * near[1]) / h**2
-            scale = sign if kind == "relu" else curvature / (sign * total * own)
+            scale = sign if kind == "relu" else curvature / (total * own)
             if abs(scale - round(scale)) < 1e-3 and round(scale):
                 scale = float(round(scale))
-            if not np.isfinite(scale) or abs(scale) < 1e-6:
+            if not np.isfinite(scale) or scale * sign < 1e-6:
                 continue
-            mul = total / abs(scale) * (1 if scale * sign > 0 else -1)
+            mul = total / scale
             if _close(mul * known(scale * _GRID) + offset, y):
                 return Found(kind, scale, mul, offset)
     return None

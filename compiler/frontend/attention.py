@@ -12,7 +12,7 @@ from moevit.compiler.frontend.space import Affine, Context, Opaque, Origin, Prod
 if TYPE_CHECKING:
     from moevit.compiler.frontend.trace import Tracer
 
-_MASKED = Unmapped("attention masks are no part of the accelerator", "export the model without a mask")
+_MASKED = ("attention masks are no part of the accelerator", "export the model without a mask")
 
 
 def product(tracer: "Tracer", node: Node, a: View, b: View) -> View:
@@ -26,9 +26,9 @@ def product(tracer: "Tracer", node: Node, a: View, b: View) -> View:
 
 
 def softmax_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
-    """Softmax over the last axis; before opset 13 its default axis is 1."""
+    """Softmax over the last axis."""
     view: View = inputs[0]
-    axis = int(node.attribute("axis", -1 if node.opset >= 13 else 1))
+    axis = int(node.attribute("axis", -1))
     if axis % len(view.shape) != len(view.shape) - 1:
         raise Unmapped("it is not over the last axis", "attention is a softmax over the keys, the last axis")
     return [tracer.space.add(Softmax(origin=node.origin, shape=view.shape, x=view))]
@@ -44,7 +44,9 @@ def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
     scores, multiplier = softmax.x, softmax.x.mul
     found = tracer.space.whole(scores)
     if isinstance(found, Affine) and isinstance(tracer.space.single(found.base), Product):
-        raise _MASKED
+        scored = tracer.space.single(found.base)
+        assert isinstance(scored, Product)
+        raise Unmapped(*_MASKED, operands=(scored.a, scored.b, v))
     swapped = False
     if found is None:
         owner = tracer.space.single(scores)
@@ -63,10 +65,12 @@ def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
     rows, size = a.shape[-2:]
     columns = b.shape[-1]
     if prod(v.shape[:-2]) not in (1, heads):
-        raise Unmapped("scores and values have different heads", "each head needs its own values")
+        raise Unmapped("scores and values have different heads", "each head needs its own values", (a, b, v))
     v = v.broadcast((*p.shape[:-2], *v.shape[-2:])) if prod(v.shape[:-2]) != heads else v
     if v.shape[-1] != size:
-        raise Unmapped(f"heads of {size} in q and k but {v.shape[-1]} in v", "they must be equal")
+        raise Unmapped(
+            f"heads of {size} in q and k but {v.shape[-1]} in v", "they must be equal", operands=(a, b, v)
+        )
     q = a.reshape(heads, rows, size).transpose(1, 0, 2).reshape(rows, heads * size)
     k = b.reshape(heads, size, columns).transpose(2, 0, 1).reshape(columns, heads * size)
     values = v.reshape(heads, columns, size).transpose(1, 0, 2).reshape(columns, heads * size)
@@ -92,7 +96,7 @@ def attention_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[
     """ONNX's own Attention (opset 23), without mask, cache and soft cap."""
     q, k, v, *others = inputs
     if any(o is not None for o in others) or node.attribute("is_causal", 0):
-        raise _MASKED
+        raise Unmapped(*_MASKED)
     if (
         node.attribute("softcap", 0.0)
         or any(node.proto.output[1:])

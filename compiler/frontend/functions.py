@@ -1,8 +1,8 @@
 """Elementwise functions of one operand, and arithmetic with constants.
 
 Constants become scales and offsets of a view where they are the same for all elements; everything else that
-is done to one operand becomes one function of it. A GELU that an exporter wrote as multiplications and Erf is,
-whatever the order, one function of one view; which one is found later by evaluating it (`activation.py`).
+is done to one operand becomes one function of it. A GELU that an exporter wrote as multiplications and Erf
+is, whatever the order, one function of one view; which one is found later by evaluating it (`activation.py`).
 """
 
 import math

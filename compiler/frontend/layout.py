@@ -53,6 +53,10 @@ def rearrange(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]
         view = inputs[0]
         probe = np.broadcast_to(np.int8(0), view.shape)
         return [view.reshape(*node.evaluate([probe, *inputs[1:]])[0].shape)]
+    if node.op == "Where" and inputs[0].all() | ~inputs[0].any():
+        chosen = inputs[1 if inputs[0].all() else 2]
+        shape = np.broadcast_shapes(*(v.shape for v in inputs))
+        return [as_view(tracer, node, chosen).broadcast(shape)]
     views = {i: as_view(tracer, node, inputs[i]) for i in data}
     first, *rest = [views[i] for i in data if isinstance(inputs[i], View)]
     joined_constant = len(rest) + 1 < len(views)

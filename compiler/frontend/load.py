@@ -46,6 +46,8 @@ def load(path: str | PathLike[str], *, check: bool = True) -> Graph:
             graph = _build(Tracer(read(path), where), where)
     except RecursionError as error:
         raise ModelError("its nodes are nested too deeply", where=where) from error
+    except MemoryError as error:
+        raise ModelError("its tensors are too large", where=where) from error
     graph = run_passes(
         graph,
         {

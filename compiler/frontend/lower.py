@@ -2,12 +2,13 @@
 
 An operation is made when something that is used reads it. Whatever lies between two operations has become an
 array of addresses with scales and offsets; those are folded into weights, where that is exact, in the
-operation that makes the tensor or in the one that reads it. What cannot be is noted, and lowering goes on with
-a stand-in, so that one run names everything.
+operation that makes the tensor or in the one that reads it. What cannot be is noted, and lowering goes on
+with a stand-in, so that one run names everything.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from moevit.compiler.frontend.space import (
     Source,
     Space,
     Sum,
+    Total,
     Value,
     View,
 )
@@ -80,7 +82,7 @@ class Lowering:
             Projection: self._projection,
             Norm: self._norm,
             Context: self._context,
-            Sum: self._sum,
+            Total: self._total,
             Active: self._active,
             Mean: self._mean,
         }
@@ -130,7 +132,7 @@ class Lowering:
         elements = Elements.of(view)
         while True:
             pending = [
-                v for v in self.space.owners(elements.idx) if isinstance(v, Affine | Const | Pointwise)
+                v for v in self.space.owners(elements.idx) if isinstance(v, Affine | Const | Pointwise | Sum)
             ]
             if not pending:
                 self._need_mapped(self.space.owners(elements.idx))
@@ -168,18 +170,21 @@ class Lowering:
                 own_add = own_add + value.add.reshape(-1)[places]
             target = value.base.idx.reshape(-1)[places]
         else:
-            assert isinstance(value, Pointwise)
-            view = self._pointwise(value)
+            assert isinstance(value, Pointwise | Sum)
+            view = self._computed(value)
             own_mul, own_add = np.asarray(view.mul), np.asarray(view.add)
             target = view.idx.reshape(-1)[places]
         elements.add[chosen] = add + mul * own_add
         elements.mul[chosen] = mul * own_mul
         idx[chosen] = target
 
-    def _pointwise(self, value: Pointwise) -> View:
-        """A function as a view of an activation, of its operand, or of a sum."""
+    def _computed(self, value: Pointwise | Sum) -> View:
+        """A function or sum as a view of an activation, of its operand, or of a sum of matrices."""
         if value.found is None:
-            value.found = self._identify(value)
+            if isinstance(value, Sum):
+                value.found = self._total_of(value, value.a, value.b)
+            else:
+                value.found = self._identify(value)
         if isinstance(value.found, Rejected):
             self.note(value.found, value.origin)
             raise value.found
@@ -188,8 +193,7 @@ class Lowering:
     def _identify(self, value: Pointwise) -> View | Rejected:
         found = activation.identify(value.function)
         if found is None and value.terms is not None:
-            a, b = (t.matrix() for t in value.terms)
-            return self.space.add(Sum(origin=value.origin, shape=a.shape, a=a, b=b))
+            return self._total_of(value, *value.terms)
         if found is None:
             self.visit(value.base)
             return Rejected(
@@ -199,9 +203,42 @@ class Lowering:
             )
         if found.kind == "linear":
             return value.base.affine(mul=found.mul, add=found.add)
-        base = value.base.matrix().affine(mul=found.scale)
-        active = Active(origin=value.origin, shape=base.shape, base=base, kind=found.kind)
-        return self.space.add(active).affine(mul=found.mul, add=found.add)
+        (base,), back = self._arrange(value.base.affine(mul=found.scale))
+        active = self.space.add(Active(origin=value.origin, shape=base.shape, base=base, kind=found.kind))
+        return back(active).reshape(*value.shape).affine(mul=found.mul, add=found.add)
+
+    def _total_of(self, value: Value, a: View, b: View) -> View:
+        (first, second), back = self._arrange(a, b)
+        total = self.space.add(Total(origin=value.origin, shape=first.shape, a=first, b=second))
+        return back(total).reshape(*value.shape)
+
+    def _arrange(self, *views: View) -> tuple[list[View], Callable[[View], View]]:
+        """Operands of something elementwise as matrices that can be computed, and the way back.
+
+        Where they are no matrices of tokens and channels as they stand, such as `(1, channels, rows, columns)`,
+        they are put in the order of a value that they show all of.
+        """
+        as_they_are = [v.matrix() for v in views]
+        flat: list[Elements] = []
+        for view in as_they_are:
+            with suppress(Rejected):  # noted where it matters
+                flat.append(self.resolve(view))
+        for elements in flat:
+            with suppress(Rejected):
+                form_of(self.space, elements)
+                return as_they_are, lambda out: out
+        for elements in flat:
+            idx = elements.idx.reshape(-1)
+            owners = self.space.owners(idx)
+            order = np.argsort(idx, kind="stable")
+            if len(owners) != 1 or len(owners[0].shape) != 2 or owners[0].size != len(idx):
+                continue
+            if not np.array_equal(idx[order], owners[0].view.idx.reshape(-1)):
+                continue
+            moved = [v.at(v.idx.reshape(-1)[order].reshape(owners[0].shape)) for v in as_they_are]
+            rank = np.argsort(order, kind="stable")
+            return moved, partial(_ordered, rank)
+        return as_they_are, lambda out: out
 
     # Operations.
 
@@ -423,7 +460,9 @@ class Lowering:
             scale=float(value.scale),
         )
 
-    def _sum(self, value: Sum, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str) -> str:
+    def _total(
+        self, value: Total, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str
+    ) -> str:
         nothing = np.zeros_like(add)
         a, b = (v.at(v.idx[:, cols]) for v in (value.a.matrix(), value.b.matrix()))
         # The offset goes to the operand that has a bias to put it in.
@@ -522,6 +561,10 @@ class Lowering:
             raise rejected
         tensor = self.value(value, np.arange(value.shape[1]), mul, add, flat.folded, "")
         return ir.Output(name=name, tensor=tensor, model_shape=shape, order=order)
+
+
+def _ordered(order: Addresses, view: View) -> View:
+    return view.at(view.idx.reshape(-1)[order])
 
 
 def _trivial(value: Value, cols: Addresses, mul: Floats, add: Floats) -> bool:

@@ -11,7 +11,7 @@ from onnx import helper
 
 from moevit.errors import ModelError
 
-MIN_OPSET = 11
+MIN_OPSET = 13
 _DTYPES = ("float32", "uint8", "int8")
 
 
@@ -21,8 +21,8 @@ def read(path: str | PathLike[str]) -> onnx.ModelProto:
     Raises
     ------
     ModelError
-        If the file is missing, truncated or not valid ONNX, lacks its external data, or has an operator set or
-        an input that cannot be read.
+        If the file is missing, truncated or not valid ONNX, lacks its external data, or has an operator set
+        or an input that cannot be read.
     """
     where = str(path)
     if not Path(path).is_file():

@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from moevit.compiler.frontend.space import Origin
-
-# No tensor of a model that fits the accelerator is larger; a damaged or hostile model may ask for it.
-MAX_ELEMENTS = 1 << 27
+from moevit.compiler.frontend.space import MAX_ELEMENTS, Origin, View
 
 
 class Unmapped(Exception):
-    """A node that nothing can be made of; the tracer notes it and goes on."""
+    """A node that nothing can be made of; the tracer notes it and goes on.
 
-    def __init__(self, reason: str, way_out: str):
+    `operands` are what else to look at for problems, where that is not what the node reads.
+    """
+
+    def __init__(self, reason: str, way_out: str, operands: tuple[View, ...] | None = None):
         super().__init__(reason)
         self.reason = reason
         self.way_out = way_out
+        self.operands = operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +46,6 @@ class Node:
     def origin(self) -> Origin:
         """For the values it makes."""
         return Origin(name=self.name, op=self.op)
-
-    @property
-    def opset(self) -> int:
-        """The version of ONNX's operator set."""
-        return self.opsets.get("", 0)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute's value, strings decoded."""

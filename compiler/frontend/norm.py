@@ -44,7 +44,11 @@ def mean(tracer: "Tracer", node: Node, view: View, axes: Sequence[int], keep: bo
     kept = [a for a in range(len(view.shape)) if a not in over]
     x = view if over == {len(view.shape) - 1} else view.transpose(*kept, *sorted(over))
     x = x.reshape(prod(view.shape[a] for a in kept), -1)
-    out = tracer.space.add(Mean(origin=node.origin, shape=(1, x.shape[0]), x=x))
+    key = (x.shape, x.mul, x.add, x.start if x.index is None else x.idx.tobytes())
+    if key not in tracer.means:
+        tracer.means[key] = Mean(origin=node.origin, shape=(1, x.shape[0]), x=x)
+        tracer.space.add(tracer.means[key])
+    out = tracer.means[key].view
     return out.reshape(*(1 if a in over else n for a, n in enumerate(view.shape) if keep or a not in over))
 
 

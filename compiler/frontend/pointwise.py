@@ -40,9 +40,7 @@ def with_view(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View:
         )
         return tracer.space.add(absorb(tracer, value, a, b))
     if terms is not None:
-        first, second = terms[0].matrix(), terms[1].matrix()
-        total = Sum(origin=node.origin, shape=first.shape, a=first, b=second)
-        return tracer.space.add(total).reshape(*shape)
+        return tracer.space.add(Sum(origin=node.origin, shape=shape, a=terms[0], b=terms[1]))
     return tracer.space.add(
         Opaque(
             origin=node.origin,

@@ -24,6 +24,9 @@ Function = Callable[[Floats], Floats]
 NO_ADDRESS = -1
 # In an array of addresses: a constant, which belongs to no value.
 
+# No tensor of a model that fits the accelerator is larger; a damaged or hostile model may ask for it.
+MAX_ELEMENTS = 1 << 26
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -37,6 +40,10 @@ class View:
     index: Addresses | None = field(default=None, repr=False)
     mul: float = 1.0
     add: float = 0.0
+
+    def __post_init__(self) -> None:
+        if prod(self.shape) > MAX_ELEMENTS:
+            raise ValueError(f"a tensor of {prod(self.shape)} elements, where {MAX_ELEMENTS} are the most")
 
     @cached_property
     def idx(self) -> Addresses:
@@ -222,7 +229,8 @@ class Norm(Value):
 class Pointwise(Value):
     """`function(base)`, the same function for every element.
 
-    `terms` are two views whose sum it is, in case the function turns out to be none the accelerator has.
+    `terms` are two views whose sum it is, in case the function turns out to be none the accelerator has;
+    `found` is what lowering made of it.
     """
 
     base: View
@@ -241,7 +249,16 @@ class Active(Value):
 
 @dataclass(eq=False, kw_only=True)
 class Sum(Value):
-    """`a + b`, of the same shape."""
+    """`a + b`, of the same shape; `found` is what lowering made of it."""
+
+    a: View
+    b: View
+    found: Any = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Total(Value):
+    """`a + b` of matrices, in the arrangement in which they are computed."""
 
     a: View
     b: View

@@ -2,16 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from moevit.compiler.frontend import attention, layout, linear, norm, pointwise
+from moevit.compiler.frontend import attention, einsum, layout, linear, norm, pointwise
 from moevit.compiler.frontend.model import input_shape, opsets
 from moevit.compiler.frontend.node import Node, Unmapped
-from moevit.compiler.frontend.space import Opaque, Origin, Source, Space, View
+from moevit.compiler.frontend.space import MAX_ELEMENTS, Mean, Opaque, Origin, Source, Space, View
 from moevit.errors import ModelError
 
 _log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ HANDLERS: dict[str, Handler] = {
     "Attention": attention.attention_node,
     "MatMul": linear.matmul_node,
     "Gemm": linear.gemm_node,
+    "Einsum": einsum.einsum_node,
     "Conv": linear.conv_node,
     "BatchNormalization": linear.batch_norm_node,
 }
@@ -65,12 +67,15 @@ class Tracer:
     unknown : list of Opaque
         Nodes that cannot be mapped and whose output's shape is not known either, so that nothing after them
         was looked at.
+    means : dict of Mean
+        By what they are the mean of, so that a mean that is computed twice is one value.
     """
 
     def __init__(self, model: onnx.ModelProto, where: str):
         self.space = Space()
         self.sources: list[Source] = []
         self.unknown: list[Opaque] = []
+        self.means: dict[object, Mean] = {}
         self._where = where
         self._opsets = opsets(model)
         self._env: dict[str, Any] = {}
@@ -145,6 +150,8 @@ class Tracer:
     def _symbolic(self, node: Node, inputs: list[Any]) -> Sequence[Any]:
         if node.op in ("Shape", "Size"):
             return node.evaluate([np.broadcast_to(np.int8(0), inputs[0].shape)])
+        if node.op in ("IsNaN", "IsInf"):  # of finite inputs nothing becomes infinite
+            return [np.zeros(inputs[0].shape, dtype=bool)]
         if node.op in ("Identity", "Dropout", "Cast", "CastLike"):
             if node.op == "Cast" and node.attribute("to") not in _FLOATS:
                 raise Unmapped("a conversion to integers", _DEFAULT_WAY_OUT)
@@ -168,9 +175,12 @@ class Tracer:
     def _opaque(self, node: Node, inputs: Sequence[Any], error: Unmapped) -> Sequence[Any]:
         """Stand-ins for the outputs of a node that cannot be mapped, so that the rest is still looked at."""
         shapes = [v.shape if isinstance(v, View | np.ndarray) else None for v in inputs]
-        operands = tuple(v for v in inputs if isinstance(v, View))
+        read = tuple(v for v in inputs if isinstance(v, View))
+        operands = read if error.operands is None else error.operands
         results: list[Any] = []
         for shape in node.output_shapes(inputs, shapes):
+            if shape is not None and prod(shape) > MAX_ELEMENTS:
+                shape = None
             value = Opaque(
                 origin=node.origin,
                 shape=shape if shape is not None else (1,),
