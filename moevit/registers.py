@@ -31,7 +31,8 @@ class ErrorCode(enum.IntEnum):
     OUTPUT_RANGE = 8  #: DMA_OUT writes outside the output buffer
     IMAGE_RANGE = 9  #: an address outside the program and weight image
     ACTIVATION_RANGE = 10  #: an address outside the activation memory
-    OPERAND_RANGE = 11  #: a K/V write outside the K/V region
+    OPERAND_RANGE = 11  #: a K/V access outside the K/V region
+    STALLED = 12  #: nothing moves any more: an instruction waits for what no other one brings
 
 
 class Access(enum.StrEnum):
@@ -76,17 +77,29 @@ _HEAD: tuple[tuple[str, Access, str], ...] = (
     ("VERSION", Access.READ, "version of this map: major in bits 31:16, minor in bits 15:0"),
     ("DIGEST_LO", Access.READ, "configuration digest, bits 31:0"),
     ("DIGEST_HI", Access.READ, "configuration digest, bits 63:32"),
-    ("CONTROL", Access.WRITE, "bit 0: start; bit 1: soft reset (waits for outstanding transfers, then clears all state)"),
+    (
+        "CONTROL",
+        Access.WRITE,
+        "bit 0: start; bit 1: soft reset (waits for outstanding transfers, then clears all state)",
+    ),
     ("STATUS", Access.READ, "bit 0: busy; bit 1: done; bit 2: error; bit 3: draining. A start clears done"),
     ("ERROR", Access.READ, "error code; see the table"),
-    ("ERROR_INSTRUCTION", Access.READ, "number in the program (BEGIN is 0) of the instruction that failed, or the "
-     "number fetched so far where one cannot be named"),
+    (
+        "ERROR_INSTRUCTION",
+        Access.READ,
+        "number in the program (BEGIN is 0) of the instruction that failed, or the "
+        "number fetched so far where one cannot be named",
+    ),
     ("INTERRUPT_ENABLE", Access.READ_WRITE, "bit 0: raise the interrupt line on done; bit 1: on error"),
     ("INTERRUPT_STATUS", Access.READ_WRITE, "bit 0: done; bit 1: error; write 1 to clear"),
     ("IMAGE_LO", Access.READ_WRITE, "address of the program and weight image, bits 31:0, a multiple of 64"),
     ("IMAGE_HI", Access.READ_WRITE, "its upper bits"),
     ("IMAGE_BYTES", Access.READ_WRITE, "its size"),
-    ("PROGRAM", Access.READ_WRITE, "offset in the image of the BEGIN to start at, a multiple of 64: the task"),
+    (
+        "PROGRAM",
+        Access.READ_WRITE,
+        "offset in the image of the BEGIN to start at, a multiple of 64: the task",
+    ),
     ("INPUT_LO", Access.READ_WRITE, "address of the input buffer, bits 31:0, a multiple of the bus word"),
     ("INPUT_HI", Access.READ_WRITE, "its upper bits"),
     ("INPUT_BYTES", Access.READ_WRITE, "its size"),
@@ -102,7 +115,12 @@ COUNTER_BASE = 0x100
 def _registers() -> tuple[Register, ...]:
     head = [Register(name, 4 * i, access, doc) for i, (name, access, doc) in enumerate(_HEAD)]
     tail = [
-        Register(f"COUNT_{stage}_{cause}".upper(), COUNTER_BASE + 4 * i, Access.READ, f"cycles in which {stage}: {doc}")
+        Register(
+            f"COUNT_{stage}_{cause}".upper(),
+            COUNTER_BASE + 4 * i,
+            Access.READ,
+            f"cycles in which {stage}: {doc}",
+        )
         for i, (stage, cause, doc) in enumerate(COUNTERS)
     ]
     return tuple(head + tail)
