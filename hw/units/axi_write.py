@@ -44,7 +44,7 @@ class AxiWritePort(wiring.Component):
     ConfigError : ``outstanding`` is less than 1 or ``fifo_depth`` less than a burst
     """
 
-    def __init__(self, config: AcceleratorConfig, *, outstanding: int = 4, fifo_depth: int = 32):
+    def __init__(self, config: AcceleratorConfig, *, outstanding: int = 8, fifo_depth: int = 32):
         check_port(outstanding, fifo_depth)
         self.config = config
         self.outstanding = outstanding

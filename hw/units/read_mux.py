@@ -40,7 +40,7 @@ class ReadMux(wiring.Component):
     """
 
     def __init__(
-        self, config: AcceleratorConfig, clients: int, *, outstanding: int = 16, fifo_depth: int | Sequence[int] = 64
+        self, config: AcceleratorConfig, clients: int, *, outstanding: int = 16, fifo_depth: int | Sequence[int] = 128
     ):
         self.config = config
         self.clients = clients
