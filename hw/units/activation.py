@@ -49,11 +49,13 @@ class Activation(wiring.Component):
         init = [
             {"base": base, "slope": slope}
             for kind in _KINDS
-            for base, slope in zip(numerics.TABLES[kind].base.tolist(), numerics.TABLES[kind].slope.tolist(),
-                                   strict=True)
+            for base, slope in zip(
+                numerics.TABLES[kind].base.tolist(), numerics.TABLES[kind].slope.tolist(), strict=True
+            )
         ]
-        m.submodules.table = table = Memory(shape=_Node, depth=len(init), init=init,
-                                            attrs={"rom_style": "distributed"})
+        m.submodules.table = table = Memory(
+            shape=_Node, depth=len(init), init=init, attrs={"rom_style": "distributed"}
+        )
         is_silu = delay(m, self.kind == numerics.Activation.SILU, 1, name="is_silu")
         is_plain = delay(m, self.kind == numerics.Activation.NONE, 1, name="is_plain")
         has_delta = delay(m, self.kind[1], 2, name="has_delta")
@@ -66,27 +68,36 @@ class Activation(wiring.Component):
         # 1: magnitude, which saturates below any table's end only where the table is long over
         x = delay(m, self.mid[i], 1, name=f"x_{i}")
         magnitude = Signal(fixed.MID_WIDTH - 1, name=f"magnitude_{i}", reset_less=True)
-        negated = (-self.mid[i])[:fixed.MID_WIDTH]
+        negated = (-self.mid[i])[: fixed.MID_WIDTH]
         overflow = negated[-1] & self.mid[i][-1]
         m.d.sync += magnitude.eq(Mux(self.mid[i][-1], Mux(overflow, ~0, negated), self.mid[i]))
         # 2: ReLU, index and fraction
         relu = Signal(signed(fixed.MID_WIDTH), name=f"relu_{i}", reset_less=True)
         m.d.sync += relu.eq(Mux(x[-1] & ~is_plain, 0, x))
-        index, fraction = Signal(8, name=f"index_{i}", reset_less=True), Signal(8, name=f"fraction_{i}", reset_less=True)
+        index, fraction = (
+            Signal(8, name=f"index_{i}", reset_less=True),
+            Signal(8, name=f"fraction_{i}", reset_less=True),
+        )
         inside = Signal(name=f"inside_{i}", reset_less=True)
         width, (gelu, silu) = numerics.TABLE_INDEX_WIDTH, _STEPS
         m.d.sync += [
-            index.eq(Mux(is_silu, Cat(magnitude[silu:silu + width], C(1, 1)), magnitude[gelu:gelu + width])),
+            index.eq(
+                Mux(is_silu, Cat(magnitude[silu : silu + width], C(1, 1)), magnitude[gelu : gelu + width])
+            ),
             fraction.eq(Mux(is_silu, magnitude[:silu], magnitude[:gelu])),
-            inside.eq(~Mux(is_silu, magnitude[silu + width:].any(), magnitude[gelu + width:].any())),
+            inside.eq(~Mux(is_silu, magnitude[silu + width :].any(), magnitude[gelu + width :].any())),
         ]
         # 3: table; 3 + MULTIPLY_LATENCY: slope * fraction
         m.d.comb += port.addr.eq(index)
-        product = multiply(m, port.data.slope, delay(m, fraction, 1, name=f"fraction_{i}"), name=f"product_{i}")
+        product = multiply(
+            m, port.data.slope, delay(m, fraction, 1, name=f"fraction_{i}"), name=f"product_{i}"
+        )
         base = delay(m, port.data.base, MULTIPLY_LATENCY + 1, name=f"base_{i}")
         # + 1: rounded; + 2: delta; + 3: ReLU - delta, whose rounding half is a constant below ReLU's point
         rounded = Signal(signed(_SLOPE_WIDTH + 1), name=f"rounded_{i}", reset_less=True)
-        m.d.sync += rounded.eq(Mux(late_silu, (product + (1 << (silu - 1))) >> silu, (product + (1 << (gelu - 1))) >> gelu))
+        m.d.sync += rounded.eq(
+            Mux(late_silu, (product + (1 << (silu - 1))) >> silu, (product + (1 << (gelu - 1))) >> gelu)
+        )
         used = delay(m, inside & has_delta, MULTIPLY_LATENCY + 2, name=f"used_{i}")
         delta = Signal(_BASE_WIDTH, name=f"delta_{i}", reset_less=True)
         m.d.sync += delta.eq(Mux(used, base + rounded, 0))

@@ -22,7 +22,7 @@ def delay(m: Module, value, cycles: int, *, name: str, reset: bool = False):
 
 
 def multiply(m: Module, a: Value, b: Value, *, name: str) -> Signal:
-    """``a * b``, full width, with registers before, inside and after the multiplier. MULTIPLY_LATENCY cycles."""
+    """``a * b``, full width: registers before, in and after the multiplier. MULTIPLY_LATENCY cycles."""
     a1, b1 = delay(m, a, 1, name=f"{name}_a"), delay(m, b, 1, name=f"{name}_b")
     return delay(m, a1 * b1, 2, name=name)
 
@@ -34,7 +34,7 @@ def saturate(value: Value, bits: int, signed: bool = True) -> Value:
     if signed:
         if shape.width <= bits:
             return value
-        upper = value[bits - 1:]
+        upper = value[bits - 1 :]
         fits = upper.all() | ~upper.any()
         clamped = Cat((~value[-1]).replicate(bits - 1), value[-1])
         return Mux(fits, value[:bits], clamped).as_signed()
@@ -44,7 +44,7 @@ def saturate(value: Value, bits: int, signed: bool = True) -> Value:
 
 
 def shift_right(m: Module, value: Value, shift: Value, *, name: str, bits_per_stage: int = 2) -> Signal:
-    """``value >> shift`` (arithmetic when signed), ``bits_per_stage`` bits of the shift a cycle, largest first."""
+    """``value >> shift`` (arithmetic when signed), ``bits_per_stage`` bits of it a cycle, largest first."""
     shape = value.shape()
     for stage in range(shift_latency(len(shift), bits_per_stage)):
         low = max(len(shift) - bits_per_stage, 0)
@@ -63,7 +63,9 @@ def shift_latency(shift_width: int, bits_per_stage: int = 2) -> int:
     return -(-shift_width // bits_per_stage)
 
 
-def shift_left(m: Module, value: Value, shift: Value, width: int, *, name: str, bits_per_stage: int = 2) -> Signal:
+def shift_left(
+    m: Module, value: Value, shift: Value, width: int, *, name: str, bits_per_stage: int = 2
+) -> Signal:
     """``(value << shift)`` cut to ``width`` bits, same signedness. ``shift_latency(len(shift))`` cycles."""
     shape = Shape(width, value.shape().signed)
     for stage in range(shift_latency(len(shift), bits_per_stage)):
@@ -73,20 +75,23 @@ def shift_left(m: Module, value: Value, shift: Value, width: int, *, name: str, 
             for amount in range(1 << (len(shift) - low)):
                 with m.Case(amount):
                     places = min(amount << low, width)
-                    m.d.sync += shifted.eq(Cat(C(0, places), value) if not shape.signed
-                                           else Cat(C(0, places), value).as_signed())
+                    m.d.sync += shifted.eq(
+                        Cat(C(0, places), value) if not shape.signed else Cat(C(0, places), value).as_signed()
+                    )
         if low:
             shift = delay(m, shift[:low], 1, name=f"{name}_shift_{stage}_by")
         value = shifted
     return value
 
 
-def round_shift(m: Module, value: Value, shift: Value, *, name: str, bits: int | None = None,
-                bits_per_stage: int = 2) -> Signal:
+def round_shift(
+    m: Module, value: Value, shift: Value, *, name: str, bits: int | None = None, bits_per_stage: int = 2
+) -> Signal:
     """``numerics.fixed.round_shift``, then ``saturate`` to ``bits`` signed bits unless that is None.
 
-    Half a step is added by keeping one bit below the point: ``((2 * value >> shift) + 1) >> 1``. With ``bits``,
-    the shifted value is clamped before the addition, which is then narrow. ``round_shift_latency`` cycles.
+    Half a step is added by keeping one bit below the point: ``((2 * value >> shift) + 1) >> 1``. With
+    ``bits``, the shifted value is clamped before the addition, which is then narrow. ``round_shift_latency``
+    cycles.
     """
     twice = Cat(C(0, 1), value)
     twice = twice.as_signed() if value.shape().signed else twice
@@ -109,7 +114,7 @@ def adder_tree(m: Module, values: Sequence[Value], *, name: str) -> Value:
 
 
 def maximum_tree(m: Module, values: Sequence[Value], *, name: str) -> Value:
-    """Largest of ``values``, one register after each level of two-input comparisons. ``tree_latency`` cycles."""
+    """Largest of ``values``, one register after each level of comparisons. ``tree_latency`` cycles."""
     return _tree(m, values, lambda a, b: Mux(a > b, a, b), name)
 
 
@@ -120,8 +125,10 @@ def tree_latency(count: int) -> int:
 def _tree(m: Module, values: Sequence[Value], combine, name: str) -> Value:
     level, values = 0, list(values)
     while len(values) > 1:
-        pairs = [combine(*values[i:i + 2]) if len(values[i:i + 2]) == 2 else values[i]
-                 for i in range(0, len(values), 2)]
+        pairs = [
+            combine(*values[i : i + 2]) if len(values[i : i + 2]) == 2 else values[i]
+            for i in range(0, len(values), 2)
+        ]
         values = [delay(m, v, 1, name=f"{name}_{level}_{i}") for i, v in enumerate(pairs)]
         level += 1
     return values[0]

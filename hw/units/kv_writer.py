@@ -8,8 +8,8 @@ from moevit.config import AcceleratorConfig
 from moevit.hw.interfaces import OperandWriteSignature
 
 ADDRESS_WIDTH = 18
-"""Bits of a tile's first address: one more than the operand memory can need, so that an address which is out of
-range stays so while it counts up."""
+"""Bits of a tile's first address: one more than the operand memory can need, so that an address which is out
+of range stays so while it counts up."""
 
 LATENCY = 3  #: cycles from a tile's last row to its first write, when nothing is left of the tile ahead
 
@@ -24,21 +24,26 @@ class KvRowSignature(wiring.Signature):
     ``bank`` are constant over a tile."""
 
     def __init__(self, config: AcceleratorConfig):
-        super().__init__({
-            "valid": Out(1), "value": Out(1),  # V, else K
-            "row": Out(range(config.rows)), "last_row": Out(1),
-            "slot": Out(range(slot_count(config))),  # which T tokens of the word
-            "address": Out(ADDRESS_WIDTH),  # of the tile's first word
-            "final": Out(1), "bank": Out(1),  # last tile of the instruction, in that bank
-            "data": Out(config.columns * 8),
-        })
+        super().__init__(
+            {
+                "valid": Out(1),
+                "value": Out(1),  # V, else K
+                "row": Out(range(config.rows)),
+                "last_row": Out(1),
+                "slot": Out(range(slot_count(config))),  # which T tokens of the word
+                "address": Out(ADDRESS_WIDTH),  # of the tile's first word
+                "final": Out(1),
+                "bank": Out(1),  # last tile of the instruction, in that bank
+                "data": Out(config.columns * 8),
+            }
+        )
 
 
 class KvWriter(wiring.Component):
     """Collects the rows of a tile, then writes its words while the next tile comes in.
 
-    A K tile is C/K words of T lanes each (T tokens of a group of K channels), a V tile max(1, rows / K) words of
-    up to K products each (C channels of those tokens). Only bytes of rows that came are written.
+    A K tile is C/K words of T lanes each (T tokens of a group of K channels), a V tile max(1, rows / K) words
+    of up to K products each (C channels of those tokens). Only bytes of rows that came are written.
 
     Parameters
     ----------
@@ -53,20 +58,24 @@ class KvWriter(wiring.Component):
     fault : Out(1), one-cycle pulse: a word outside the operand memory (not written), or a row came before the
         tile ahead had left its buffer (see Throughput), of which that row is then wrong
 
-    Numerics: none. Latency: ``LATENCY`` cycles from a tile's last row to its first write, then a word a cycle; up to
-    C/K cycles more while the tile ahead is written.
-    Throughput: one row a cycle and one tile every ``key_groups`` (C/K) cycles, first row to first row. The array
-    needs ``max(steps, rows)`` cycles for a tile, so a LINEAR with K or V tiles must have a length of more than
-    C - K; the compiler sees to that (an input row is padded to C anyway).
+    Numerics: none. Latency: ``LATENCY`` cycles from a tile's last row to its first write, then a word a
+    cycle; up to C/K cycles more while the tile ahead is written.
+    Throughput: one row a cycle and one tile every ``key_groups`` (C/K) cycles, first row to first row. The
+    array needs ``max(steps, rows)`` cycles for a tile, so a LINEAR with K or V tiles must have a length of
+    more than C - K; the compiler sees to that (an input row is padded to C anyway).
     """
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        super().__init__({
-            "i_rows": In(KvRowSignature(config)),
-            "kv": Out(OperandWriteSignature(config)),
-            "busy": Out(1), "done": Out(2), "fault": Out(1),
-        })
+        super().__init__(
+            {
+                "i_rows": In(KvRowSignature(config)),
+                "kv": Out(OperandWriteSignature(config)),
+                "busy": Out(1),
+                "done": Out(2),
+                "fault": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -76,13 +85,15 @@ class KvWriter(wiring.Component):
             with m.If(i.valid & (i.row == r)):
                 m.d.sync += register.eq(i.data)
 
-        # After the last row, as soon as the tile ahead is written, the whole tile moves over. With tiles at least
-        # C/K cycles apart, that is no later than the next one's first row.
+        # After the last row, as soon as the tile ahead is written, the whole tile moves over. With tiles at
+        # least C/K cycles apart, that is no later than the next one's first row.
         pending, load = Signal(), Signal()
         ends = i.valid & i.last_row
         m.d.sync += pending.eq(ends | (pending & ~load))
-        tile = {n: Signal.like(getattr(i, n), name=n, reset_less=True)
-                for n in ("value", "slot", "address", "final", "bank", "row")}
+        tile = {
+            n: Signal.like(getattr(i, n), name=n, reset_less=True)
+            for n in ("value", "slot", "address", "final", "bank", "row")
+        }
         with m.If(ends):
             m.d.sync += [register.eq(getattr(i, n)) for n, register in tile.items()]
         log2_depth = config.depth.bit_length() - 1
@@ -91,14 +102,20 @@ class KvWriter(wiring.Component):
 
         drain = Signal(data.ArrayLayout(data.ArrayLayout(8, config.columns), config.rows), reset_less=True)
         present = Signal(config.rows, reset_less=True)  # rows of the drain buffer that came
-        held = {n: Signal.like(tile[n], name=f"held_{n}", reset_less=True)
-                for n in ("value", "slot", "address", "final", "bank")}
+        held = {
+            n: Signal.like(tile[n], name=f"held_{n}", reset_less=True)
+            for n in ("value", "slot", "address", "final", "bank")
+        }
         writing = Signal()
         last = writing & (left == 0)
         m.d.comb += load.eq(pending & (~writing | last))
         with m.If(load):
             m.d.sync += [held[n].eq(tile[n]) for n in held]
-            m.d.sync += [writing.eq(1), left.eq(words), present.eq(Cat(tile["row"] >= r for r in range(config.rows)))]
+            m.d.sync += [
+                writing.eq(1),
+                left.eq(words),
+                present.eq(Cat(tile["row"] >= r for r in range(config.rows))),
+            ]
             m.d.sync += [Value.cast(drain[r]).eq(fill[r]) for r in range(config.rows)]
         with m.Elif(writing):
             m.d.sync += [writing.eq(left != 0), left.eq(left - 1), held["address"].eq(held["address"] + 1)]
@@ -122,7 +139,9 @@ class KvWriter(wiring.Component):
             m.d.sync += present.eq(present >> depth)
             m.d.sync += [Value.cast(drain[r]).eq(drain[r + depth]) for r in range(rows - depth)]
         with m.Else():
-            m.d.sync += [drain[r][c].eq(drain[r][c + depth]) for r in range(rows) for c in range(columns - depth)]
+            m.d.sync += [
+                drain[r][c].eq(drain[r][c + depth]) for r in range(rows) for c in range(columns - depth)
+            ]
 
     def _word(self, m, drain, present, held) -> None:
         """The output word and its mask, registered."""
@@ -136,8 +155,10 @@ class KvWriter(wiring.Component):
             for k in range(depth):
                 m.d.comb += [key[lane][k].eq(drain[lane % rows][k]), value[lane][k].eq(drain[k % rows][lane])]
                 key_mask.append(mine)
-                value_mask.append(present[k % rows] & (held["slot"][:(shared - 1).bit_length()] == k // rows
-                                                       if shared > 1 else 1))
+                value_mask.append(
+                    present[k % rows]
+                    & (held["slot"][: (shared - 1).bit_length()] == k // rows if shared > 1 else 1)
+                )
         m.d.sync += [
             self.kv.data.eq(Mux(held["value"], Value.cast(value), Value.cast(key))),
             self.kv.mask.eq(Mux(held["value"], Cat(value_mask), Cat(key_mask))),

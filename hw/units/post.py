@@ -7,9 +7,20 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from moevit.config import AcceleratorConfig
 from moevit.hw.interfaces import (
-    ACTIVATION_READ_LATENCY, PARAMETER_READ_LATENCY, RING_COUNT_WIDTH, ActivationReadSignature, ActivationWriteSignature,
-    InstructionStream, MemoryReadSignature, OperandWriteSignature, Phase, RowScaleSignature, RowSignature,
-    StagedSignature, TileMeta, events_layout,
+    ACTIVATION_READ_LATENCY,
+    PARAMETER_READ_LATENCY,
+    RING_COUNT_WIDTH,
+    ActivationReadSignature,
+    ActivationWriteSignature,
+    InstructionStream,
+    MemoryReadSignature,
+    OperandWriteSignature,
+    Phase,
+    RowScaleSignature,
+    RowSignature,
+    StagedSignature,
+    TileMeta,
+    events_layout,
 )
 from moevit.hw.units import activation, kv_writer, post_addresses, post_output, requantise, softmax
 from moevit.hw.units.arithmetic import delay
@@ -33,8 +44,8 @@ _RESULT = _SCALED + post_output.LATENCY
 LATENCY = _RESULT + 1
 """Cycles from ``i_rows`` to ``act_write``."""
 KV_LATENCY = _RESULT + kv_writer.LATENCY
-"""Cycles from the last row of a K or V tile to the first of its ``kv`` writes; the others follow one a cycle. Up to C/K
-cycles more while those of the tile ahead are not through."""
+"""Cycles from the last row of a K or V tile to the first of its ``kv`` writes; the others follow one a cycle.
+Up to C/K cycles more while those of the tile ahead are not through."""
 RETIRE_LATENCY = 1
 """Cycles from the last write of an instruction to ``retire``."""
 
@@ -47,14 +58,15 @@ def staged_latency(config: AcceleratorConfig) -> int:
 class Post(wiring.Component):
     """The output pipeline: one row of C lanes a cycle through fixed stages; nothing stalls it.
 
-    Every row takes the same path. First scaling stage (LINEAR: each lane's parameters from the post word at post
-    tail + column; SCORES: the instruction's; CONTEXT: the row's), activation, second scaling stage (which passes on
-    rows without an activation), zero point, residual, saturation, write. SCORES leave after the first stage for
-    the softmax; K and V rows have neither activation nor residual and end in the KvWriter. The instructions' fields are
-    chosen by each row's bank at the stage that needs them, so rows of two instructions can be in flight.
+    Every row takes the same path. First scaling stage (LINEAR: each lane's parameters from the post word at
+    post tail + column; SCORES: the instruction's; CONTEXT: the row's), activation, second scaling stage
+    (which passes on rows without an activation), zero point, residual, saturation, write. SCORES leave after
+    the first stage for the softmax; K and V rows have neither activation nor residual and end in the
+    KvWriter. The instructions' fields are chosen by each row's bank at the stage that needs them, so rows of
+    two instructions can be in flight.
 
-    A mixture of experts will multiply its row score in the second stage (``_SECOND``) and take the rows of its gate
-    after the first stage (``_MID``), beside the softmax.
+    A mixture of experts will multiply its row score in the second stage (``_SECOND``) and take the rows of
+    its gate after the first stage (``_MID``), beside the softmax.
 
     Parameters
     ----------
@@ -62,7 +74,7 @@ class Post(wiring.Component):
 
     Members
     -------
-    i_instr : In(InstructionStream), LINEAR and ATTENTION in order, each before its first row; banks 0, 1, 0, ...
+    i_instr : In(InstructionStream), LINEAR and ATTENTION in order, each before its first row; to bank 0, 1, …
     i_rows : In(RowSignature)
     parameters : Out(MemoryReadSignature(post_words, 64 * C)), the ring of post words
     post_tail : Out(RING_COUNT_WIDTH), free-running count of freed post words
@@ -83,20 +95,24 @@ class Post(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        super().__init__({
-            "i_instr": In(InstructionStream),
-            "i_rows": In(RowSignature(config)),
-            "parameters": Out(MemoryReadSignature(config.post_words, 64 * config.columns)),
-            "post_tail": Out(RING_COUNT_WIDTH),
-            "act_read": Out(ActivationReadSignature(config)),
-            "act_write": Out(ActivationWriteSignature(config)),
-            "kv": Out(OperandWriteSignature(config)),
-            "o_staged": Out(StagedSignature(config)),
-            "i_scale": In(RowScaleSignature(config)),
-            "retire": Out(1), "busy": Out(1),
-            "events": Out(events_layout("post")),
-            "fault_activation": Out(1), "fault_operand": Out(1),
-        })
+        super().__init__(
+            {
+                "i_instr": In(InstructionStream),
+                "i_rows": In(RowSignature(config)),
+                "parameters": Out(MemoryReadSignature(config.post_words, 64 * config.columns)),
+                "post_tail": Out(RING_COUNT_WIDTH),
+                "act_read": Out(ActivationReadSignature(config)),
+                "act_write": Out(ActivationWriteSignature(config)),
+                "kv": Out(OperandWriteSignature(config)),
+                "o_staged": Out(StagedSignature(config)),
+                "i_scale": In(RowScaleSignature(config)),
+                "retire": Out(1),
+                "busy": Out(1),
+                "events": Out(events_layout("post")),
+                "fault_activation": Out(1),
+                "fault_operand": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -121,15 +137,17 @@ class Post(wiring.Component):
         connect(m, scores.o_staged, flipped(self.o_staged))
         connect(m, writer.kv, flipped(self.kv))
         m.d.comb += [
-            self.retire.eq(banks.retire), self.post_tail.eq(banks.post_tail),
-            self.busy.eq(banks.busy | writer.busy), self.events.busy.eq(self.i_rows.valid),
+            self.retire.eq(banks.retire),
+            self.post_tail.eq(banks.post_tail),
+            self.busy.eq(banks.busy | writer.busy),
+            self.events.busy.eq(self.i_rows.valid),
         ]
         return m
 
     def _first_stage(self, m, rows, first) -> None:
         config, lanes = self.config, range(self.config.columns)
-        # The post word. The pointer moves on when an instruction's last row has passed: the next one's rows may
-        # follow before it retires.
+        # The post word. The pointer moves on when an instruction's last row has passed: the next one's rows
+        # may follow before it retires.
         pointer = Signal(range(config.post_words))
         row = rows.info[_WORD - 1]
         m.d.sync += self.parameters.addr.eq(_wrap(pointer + row.meta.column, config.post_words))
@@ -139,13 +157,16 @@ class Post(wiring.Component):
 
         # The scale of a row of P.V, kept per unit parity and row.
         scale = data.StructLayout({"mult": MULT_WIDTH, "shift": SHIFT_WIDTH})
-        m.submodules.scales = scales = Memory(shape=scale, depth=2 * config.rows, init=[],
-                                              attrs={"ram_style": "distributed"})
+        m.submodules.scales = scales = Memory(
+            shape=scale, depth=2 * config.rows, init=[], attrs={"ram_style": "distributed"}
+        )
         write, read = scales.write_port(), scales.read_port()
         row = rows.info[_PARAMETERS - 1]
         m.d.comb += [
-            write.en.eq(self.i_scale.valid), write.addr.eq(Cat(self.i_scale.row, self.i_scale.unit)),
-            write.data.mult.eq(self.i_scale.mult), write.data.shift.eq(self.i_scale.shift),
+            write.en.eq(self.i_scale.valid),
+            write.addr.eq(Cat(self.i_scale.row, self.i_scale.unit)),
+            write.data.mult.eq(self.i_scale.mult),
+            write.data.shift.eq(self.i_scale.shift),
             read.addr.eq(Cat(row.row, row.meta.unit)),
         ]
         phase = rows.info[_PARAMETERS].meta.phase
@@ -165,7 +186,9 @@ class Post(wiring.Component):
         row = rows.info[_MID]
         m.d.comb += [
             scores.valid.eq(rows.valid[_MID] & (row.meta.phase == Phase.SCORES)),
-            scores.unit.eq(row.meta.unit), scores.row.eq(row.row), scores.column.eq(row.meta.column),
+            scores.unit.eq(row.meta.unit),
+            scores.row.eq(row.row),
+            scores.column.eq(row.meta.column),
             scores.last.eq(row.last_row & row.meta.last_column),
             scores.n_keys.eq(rows.setting(_MID, "n_keys")),
             scores.mid.eq(first.mid),
@@ -183,10 +206,13 @@ class Post(wiring.Component):
     def _output(self, m, rows, second, output, addresses) -> None:
         row = rows.info[_ADDRESS]
         m.d.comb += [
-            addresses.meta.eq(row.meta), addresses.row.eq(row.row),
-            addresses.settings.eq(rows.settings(_ADDRESS)), addresses.is_value.eq(rows.is_value[_ADDRESS]),
-            self.act_read.valid.eq(rows.valid[_READ] & rows.setting(_READ, "residual", kv=0)
-                                   & ~addresses.residual_outside),
+            addresses.meta.eq(row.meta),
+            addresses.row.eq(row.row),
+            addresses.settings.eq(rows.settings(_ADDRESS)),
+            addresses.is_value.eq(rows.is_value[_ADDRESS]),
+            self.act_read.valid.eq(
+                rows.valid[_READ] & rows.setting(_READ, "residual", kv=0) & ~addresses.residual_outside
+            ),
             self.act_read.pair.eq(addresses.residual[1:]),
             output.zero_point.eq(rows.setting(_RESIDUAL, "zero_point", kv=0)),
             output.use_residual.eq(rows.setting(_RESIDUAL, "residual", kv=0)),
@@ -198,24 +224,32 @@ class Post(wiring.Component):
     def _write(self, m, rows, output, addresses, writer, banks) -> None:
         columns = self.config.columns
         row, late = rows.info[_RESULT], _RESULT - _READ
-        here = {n: delay(m, getattr(addresses, n), late, name=f"{n}_late")
-                for n in ("write", "write_outside", "kv_address", "kv_slot")}
+        here = {
+            n: delay(m, getattr(addresses, n), late, name=f"{n}_late")
+            for n in ("write", "write_outside", "kv_address", "kv_slot")
+        }
         to_kv, valid = rows.is_kv[_RESULT], rows.valid[_RESULT]
         to_memory = valid & ~to_kv & (row.meta.phase != Phase.SCORES)
         is_wide = rows.setting(_RESULT, "out_type") == OutputType.INT16
-        low, high = (Cat(output.result[i][half:half + 8] for i in range(columns)) for half in (0, 8))
+        low, high = (Cat(output.result[i][half : half + 8] for i in range(columns)) for half in (0, 8))
         is_odd = here["write"][0]
         m.d.sync += [
             self.act_write.valid.eq(to_memory & ~here["write_outside"]),
             self.act_write.pair.eq(here["write"][1:]),
             self.act_write.data.eq(Cat(low, Mux(is_wide, high, low))),
-            self.act_write.mask.eq(Cat((is_wide | ~is_odd).replicate(columns), (is_wide | is_odd).replicate(columns))),
+            self.act_write.mask.eq(
+                Cat((is_wide | ~is_odd).replicate(columns), (is_wide | is_odd).replicate(columns))
+            ),
         ]
         m.d.comb += [
-            writer.i_rows.valid.eq(valid & to_kv), writer.i_rows.value.eq(rows.is_value[_RESULT]),
-            writer.i_rows.row.eq(row.row), writer.i_rows.last_row.eq(row.last_row),
-            writer.i_rows.slot.eq(here["kv_slot"]), writer.i_rows.address.eq(here["kv_address"]),
-            writer.i_rows.final.eq(row.meta.last), writer.i_rows.bank.eq(row.meta.bank),
+            writer.i_rows.valid.eq(valid & to_kv),
+            writer.i_rows.value.eq(rows.is_value[_RESULT]),
+            writer.i_rows.row.eq(row.row),
+            writer.i_rows.last_row.eq(row.last_row),
+            writer.i_rows.slot.eq(here["kv_slot"]),
+            writer.i_rows.address.eq(here["kv_address"]),
+            writer.i_rows.final.eq(row.meta.last),
+            writer.i_rows.bank.eq(row.meta.bank),
             writer.i_rows.data.eq(low),
         ]
         # Retirement: with the last write to activation memory, or the KvWriter's.
@@ -249,7 +283,9 @@ class _Rows:
         to_kv = to_value | (column >= self.setting(at, "key_tile"))
         is_linear = self.setting(at, "is_linear")
         self.is_kv: list[Value] = [C(0)] * (at + 1) + [_register(m, is_linear & to_kv, f"row_{at + 1}_kv")]
-        self.is_value: list[Value] = [C(0)] * (at + 1) + [_register(m, is_linear & to_value, f"row_{at + 1}_value")]
+        self.is_value: list[Value] = [C(0)] * (at + 1) + [
+            _register(m, is_linear & to_value, f"row_{at + 1}_value")
+        ]
         for i in range(at + 1, _RESULT):
             self.is_kv.append(_register(m, self.is_kv[i], f"row_{i + 1}_kv"))
             self.is_value.append(_register(m, self.is_value[i], f"row_{i + 1}_value"))
@@ -266,7 +302,9 @@ class _Rows:
         """
         key = stage, name, kv
         if key not in self._settings:
-            value = Mux(self.info[stage - 1].meta.bank, getattr(self._banks[1], name), getattr(self._banks[0], name))
+            value = Mux(
+                self.info[stage - 1].meta.bank, getattr(self._banks[1], name), getattr(self._banks[0], name)
+            )
             if kv is not None:
                 value = Mux(self.is_kv[stage - 1], kv, value)
             self._settings[key] = _register(self._m, value, f"{name}_at_{stage}")
@@ -275,7 +313,11 @@ class _Rows:
     def settings(self, stage: int) -> data.View:
         """All of them."""
         banks = [Value.cast(b) for b in (self._banks[0], self._banks[1])]
-        return Settings(_register(self._m, Mux(self.info[stage - 1].meta.bank, banks[1], banks[0]), f"settings_at_{stage}"))
+        return Settings(
+            _register(
+                self._m, Mux(self.info[stage - 1].meta.bank, banks[1], banks[0]), f"settings_at_{stage}"
+            )
+        )
 
 
 def _register(m: Module, value, name: str, *, reset: bool = False):

@@ -1,7 +1,7 @@
 """Where a row of an output tile goes: activation memory, residual and K/V addresses."""
 
 from amaranth import *
-from amaranth.lib import data, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from moevit.config import AcceleratorConfig
@@ -30,18 +30,26 @@ class PostAddresses(wiring.Component):
     write_outside, residual_outside : Out(1), that word does not exist
     kv_address, kv_slot : Out, as in KvRowSignature; an address outside the operand memory stays outside
 
-    Numerics: ``dst + row * dst_stride + head * head_words + column`` (twice the column for 16 bits) and the K/V
-    layouts of the microarchitecture. Latency: ``LATENCY`` cycles. Throughput: one row a cycle.
+    Numerics: ``dst + row * dst_stride + head * head_words + column`` (twice the column for 16 bits) and the
+    K/V layouts of the microarchitecture. Latency: ``LATENCY`` cycles. Throughput: one row a cycle.
     """
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        super().__init__({
-            "meta": In(TileMeta), "row": In(range(config.rows)), "settings": In(Settings), "is_value": In(1),
-            "write": Out(ADDRESS), "write_outside": Out(1),
-            "residual": Out(ADDRESS), "residual_outside": Out(1),
-            "kv_address": Out(kv_writer.ADDRESS_WIDTH), "kv_slot": Out(range(kv_writer.slot_count(config))),
-        })
+        super().__init__(
+            {
+                "meta": In(TileMeta),
+                "row": In(range(config.rows)),
+                "settings": In(Settings),
+                "is_value": In(1),
+                "write": Out(ADDRESS),
+                "write_outside": Out(1),
+                "residual": Out(ADDRESS),
+                "residual_outside": Out(1),
+                "kv_address": Out(kv_writer.ADDRESS_WIDTH),
+                "kv_slot": Out(range(kv_writer.slot_count(config))),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -60,22 +68,35 @@ class PostAddresses(wiring.Component):
         place = delay(m, Mux(settings.out_type == OutputType.INT16, wide, column), late, name="place")
         wide = delay(m, wide, late + 1, name="wide")
 
-        write = delay(m, delay(m, dst + line, 1, name="write_line") + delay(m, head + place, 1, name="write_place"),
-                      1, name="write_sum")
+        write = delay(
+            m,
+            delay(m, dst + line, 1, name="write_line") + delay(m, head + place, 1, name="write_place"),
+            1,
+            name="write_sum",
+        )
         residual = delay(m, delay(m, res + line, 1, name="residual_line") + wide, 1, name="residual_sum")
-        for total, address, outside in ((write, self.write, self.write_outside),
-                                        (residual, self.residual, self.residual_outside)):
+        for total, address, outside in (
+            (write, self.write, self.write_outside),
+            (residual, self.residual, self.residual_outside),
+        ):
             m.d.sync += [address.eq(total), outside.eq(total >= self.config.activation_words)]
 
     def _operand(self, m) -> None:
         config, settings = self.config, self.settings
-        log2_rows, log2_columns, log2_depth = (n.bit_length() - 1 for n in (config.rows, config.columns, config.depth))
+        log2_rows, log2_columns, log2_depth = (
+            n.bit_length() - 1 for n in (config.rows, config.columns, config.depth)
+        )
         late = MULTIPLY_LATENCY
         # key_row is a multiple of T, so only tiles of tokens are added
         tile = delay(m, settings.key_row[log2_rows:] + self.meta.row_tile, 1, name="tile")
         is_value = delay(m, self.is_value, 1, name="is_value_1")
-        channel = delay(m, (self.meta.column - Mux(self.is_value, settings.value_tile, settings.key_tile)), 1, name="channel")
-        channel = channel[:len(self.meta.column)]
+        channel = delay(
+            m,
+            (self.meta.column - Mux(self.is_value, settings.value_tile, settings.key_tile)),
+            1,
+            name="channel",
+        )
+        channel = channel[: len(self.meta.column)]
         stride = delay(m, Mux(self.is_value, settings.value_stride, settings.key_stride), 1, name="stride")
         base = delay(m, Mux(self.is_value, settings.value_base, settings.key_base), 1 + late, name="base")
 
@@ -87,4 +108,4 @@ class PostAddresses(wiring.Component):
         total = partial + offset
         limit = kv_writer.ADDRESS_WIDTH - 1
         m.d.sync += self.kv_address.eq(Mux(total[limit:].any(), 1 << limit, total))
-        m.d.comb += self.kv_slot.eq(delay(m, tile[:len(self.kv_slot)], LATENCY - 1, name="kv_slot"))
+        m.d.comb += self.kv_slot.eq(delay(m, tile[: len(self.kv_slot)], LATENCY - 1, name="kv_slot"))

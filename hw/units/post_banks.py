@@ -53,7 +53,8 @@ class PostBanks(wiring.Component):
     banks : Out(Settings[2])
     finished : In(2), one bit per bank: everything of its instruction has been written with this cycle
     retire : Out(1), high for one cycle per instruction, in order, from the cycle after it has finished on
-    post_tail : Out(RING_COUNT_WIDTH), post words freed by retired instructions; changes the cycle after ``retire``
+    post_tail : Out(RING_COUNT_WIDTH), post words freed by retired instructions; changes the cycle after
+        ``retire``
     busy : Out(1), a bank is in use
 
     Latency: an instruction is in its bank the cycle after it was taken; a bank is free again the cycle after
@@ -62,12 +63,16 @@ class PostBanks(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        super().__init__({
-            "i_instr": In(InstructionStream),
-            "banks": Out(data.ArrayLayout(Settings, 2)),
-            "finished": In(2),
-            "retire": Out(1), "post_tail": Out(RING_COUNT_WIDTH), "busy": Out(1),
-        })
+        super().__init__(
+            {
+                "i_instr": In(InstructionStream),
+                "banks": Out(data.ArrayLayout(Settings, 2)),
+                "finished": In(2),
+                "retire": Out(1),
+                "post_tail": Out(RING_COUNT_WIDTH),
+                "busy": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -87,7 +92,9 @@ class PostBanks(wiring.Component):
         bank = Settings(Mux(oldest, Value.cast(self.banks[1]), Value.cast(self.banks[0])))
         with m.If(self.retire):
             m.d.sync += [
-                used.bit_select(oldest, 1).eq(0), finished.bit_select(oldest, 1).eq(0), oldest.eq(~oldest),
+                used.bit_select(oldest, 1).eq(0),
+                finished.bit_select(oldest, 1).eq(0),
+                oldest.eq(~oldest),
                 self.post_tail.eq(self.post_tail + Mux(bank.release, bank.tiles, 0)),
             ]
         return m
@@ -100,8 +107,23 @@ class PostBanks(wiring.Component):
         log2 = self.config.columns.bit_length() - 1
         with m.If(self.i_instr.payload[:OPCODE_WIDTH] == Linear.opcode):
             plain = linear.activation == Activation.NONE
-            same = ("release", "tiles", "activation", "residual", "res", "out_type", "dst", "dst_stride", "key_tile",
-                    "value_tile", "key_base", "key_stride", "value_base", "value_stride", "key_row")
+            same = (
+                "release",
+                "tiles",
+                "activation",
+                "residual",
+                "res",
+                "out_type",
+                "dst",
+                "dst_stride",
+                "key_tile",
+                "value_tile",
+                "key_base",
+                "key_stride",
+                "value_base",
+                "value_stride",
+                "key_row",
+            )
             m.d.comb += [getattr(out, name).eq(getattr(linear, name)) for name in same]
             m.d.comb += [
                 out.is_linear.eq(1),
@@ -113,7 +135,8 @@ class PostBanks(wiring.Component):
             same = ("dst", "dst_stride", "n_keys", "score_mult", "score_shift")
             m.d.comb += [getattr(out, name).eq(getattr(attention, name)) for name in same]
             m.d.comb += [
-                out.activation.eq(Activation.NONE), out.out_type.eq(OutputType.INT8),
+                out.activation.eq(Activation.NONE),
+                out.out_type.eq(OutputType.INT8),
                 out.mult.eq(1),
                 out.head_words.eq((attention.head_dim + (self.config.columns - 1)) >> log2),
             ]

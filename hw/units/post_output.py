@@ -37,12 +37,16 @@ class PostOutput(wiring.Component):
     def __init__(self, config: AcceleratorConfig):
         self.config = config
         lanes = config.columns
-        super().__init__({
-            "zero_point": In(ZERO_POINT_WIDTH), "use_residual": In(1), "pair": In(2 * lanes * 8),
-            "scaled": In(data.ArrayLayout(signed(SCALED_WIDTH), lanes)),
-            "out_type": In(2),
-            "result": Out(data.ArrayLayout(16, lanes)),
-        })
+        super().__init__(
+            {
+                "zero_point": In(ZERO_POINT_WIDTH),
+                "use_residual": In(1),
+                "pair": In(2 * lanes * 8),
+                "scaled": In(data.ArrayLayout(signed(SCALED_WIDTH), lanes)),
+                "out_type": In(2),
+                "result": Out(data.ArrayLayout(16, lanes)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -56,8 +60,15 @@ class PostOutput(wiring.Component):
             upper = Mux(is_wide, C(0, 7), total[8:15] ^ negative.replicate(7))
             fits = ~(upper.any() | (total[15:] ^ negative.replicate(len(total) - 15)).any())
             fits &= is_wide | Mux(is_unsigned, ~negative, total[7] == negative)
-            limit = Mux(is_unsigned, (~negative).replicate(16),
-                        Cat((~negative).replicate(7), Mux(is_wide, ~negative, negative),
-                            (~negative).replicate(7), negative))
+            limit = Mux(
+                is_unsigned,
+                (~negative).replicate(16),
+                Cat(
+                    (~negative).replicate(7),
+                    Mux(is_wide, ~negative, negative),
+                    (~negative).replicate(7),
+                    negative,
+                ),
+            )
             m.d.sync += self.result[i].eq(Mux(fits, total[:16], limit))
         return m

@@ -13,7 +13,7 @@ LATENCY = MULTIPLY_LATENCY + round_shift_latency(fixed.SHIFT_WIDTH, saturated=Tr
 
 SCALED_WIDTH = 18
 """Bits that the second stage keeps. Beyond 18 bits, a value saturates to the same 16-bit result whatever zero
-point (unsigned 8 bits) and residual (int16) are added: 2**17 - 2**15 > 2**15 - 1, -2**17 + 2**15 + 255 < -2**15."""
+point (unsigned 8 bits) and residual (int16) are added to it."""
 
 
 class Requantise(wiring.Component):
@@ -35,13 +35,15 @@ class Requantise(wiring.Component):
     def __init__(self, config: AcceleratorConfig):
         self.config = config
         lanes = config.columns
-        super().__init__({
-            "acc": In(data.ArrayLayout(signed(ACC_WIDTH), lanes)),
-            "bias": In(data.ArrayLayout(signed(fixed.BIAS_WIDTH), lanes)),
-            "mult": In(data.ArrayLayout(fixed.MULT_WIDTH, lanes)),
-            "shift": In(data.ArrayLayout(fixed.SHIFT_WIDTH, lanes)),
-            "mid": Out(data.ArrayLayout(signed(fixed.MID_WIDTH), lanes)),
-        })
+        super().__init__(
+            {
+                "acc": In(data.ArrayLayout(signed(ACC_WIDTH), lanes)),
+                "bias": In(data.ArrayLayout(signed(fixed.BIAS_WIDTH), lanes)),
+                "mult": In(data.ArrayLayout(fixed.MULT_WIDTH, lanes)),
+                "shift": In(data.ArrayLayout(fixed.SHIFT_WIDTH, lanes)),
+                "mid": Out(data.ArrayLayout(signed(fixed.MID_WIDTH), lanes)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -75,17 +77,21 @@ class Rescale(wiring.Component):
     def __init__(self, config: AcceleratorConfig):
         self.config = config
         lanes = config.columns
-        super().__init__({
-            "mid": In(data.ArrayLayout(signed(fixed.MID_WIDTH), lanes)),
-            "mult": In(fixed.MULT_WIDTH),
-            "shift": In(fixed.SHIFT_WIDTH),
-            "scaled": Out(data.ArrayLayout(signed(SCALED_WIDTH), lanes)),
-        })
+        super().__init__(
+            {
+                "mid": In(data.ArrayLayout(signed(fixed.MID_WIDTH), lanes)),
+                "mult": In(fixed.MULT_WIDTH),
+                "shift": In(fixed.SHIFT_WIDTH),
+                "scaled": Out(data.ArrayLayout(signed(SCALED_WIDTH), lanes)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         shift = delay(m, self.shift, MULTIPLY_LATENCY, name="shift_delayed")
         for i in range(self.config.columns):
             product = multiply(m, self.mid[i], self.mult, name=f"product_{i}")
-            m.d.comb += self.scaled[i].eq(round_shift(m, product, shift, name=f"scaled_{i}", bits=SCALED_WIDTH))
+            m.d.comb += self.scaled[i].eq(
+                round_shift(m, product, shift, name=f"scaled_{i}", bits=SCALED_WIDTH)
+            )
         return m

@@ -24,8 +24,8 @@ def latency(config: AcceleratorConfig) -> int:
 class Softmax(wiring.Component):
     """Running maximum and probabilities of one row of a key tile.
 
-    Rows of one query tile come tile after tile of keys; ``column`` 0 starts a row anew. A row may follow itself
-    in the next cycle.
+    Rows of one query tile come tile after tile of keys; ``column`` 0 starts a row anew. A row may follow
+    itself in the next cycle.
 
     Parameters
     ----------
@@ -44,12 +44,18 @@ class Softmax(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        super().__init__({
-            "valid": In(1), "unit": In(1), "row": In(range(config.rows)), "column": In(COLUMN_WIDTH), "last": In(1),
-            "n_keys": In(COUNT),
-            "mid": In(data.ArrayLayout(signed(fixed.MID_WIDTH), config.columns)),
-            "o_staged": Out(StagedSignature(config)),
-        })
+        super().__init__(
+            {
+                "valid": In(1),
+                "unit": In(1),
+                "row": In(range(config.rows)),
+                "column": In(COLUMN_WIDTH),
+                "last": In(1),
+                "n_keys": In(COUNT),
+                "mid": In(data.ArrayLayout(signed(fixed.MID_WIDTH), config.columns)),
+                "o_staged": Out(StagedSignature(config)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -58,24 +64,31 @@ class Softmax(wiring.Component):
         scores = [delay(m, saturate(self.mid[i], numerics.SCORE_WIDTH), 1, name=f"score_{i}") for i in lanes]
 
         lowest = C(-(1 << (_EXPONENT_WIDTH - 1)), signed(_EXPONENT_WIDTH))
-        exponents = [Mux(keep[i], scores[i][numerics.SCORE_FRACTION:].as_signed(), lowest) for i in lanes]
+        exponents = [Mux(keep[i], scores[i][numerics.SCORE_FRACTION :].as_signed(), lowest) for i in lanes]
         largest = maximum_tree(m, exponents, name="largest")
         maximum = self._running_maximum(m, largest, at=1 + depth)
 
-        m.submodules.table = table = Memory(shape=numerics.TABLE_WIDTH, depth=len(numerics.TABLE),
-                                            init=numerics.TABLE.tolist(), attrs={"rom_style": "distributed"})
+        m.submodules.table = table = Memory(
+            shape=numerics.TABLE_WIDTH,
+            depth=len(numerics.TABLE),
+            init=numerics.TABLE.tolist(),
+            attrs={"rom_style": "distributed"},
+        )
         keep = delay(m, keep, latency(self.config) - 2, name="keep")
         for i in lanes:
             score = delay(m, scores[i], depth + 1, name=f"score_{i}_late")
             m.d.comb += self.o_staged.data.word_select(i, 8).eq(
-                self._probability(m, i, score, maximum, keep[i], table.read_port()))
+                self._probability(m, i, score, maximum, keep[i], table.read_port())
+            )
 
         total = latency(self.config)
         m.d.comb += [
             self.o_staged.valid.eq(delay(m, self.valid, total, name="valid_late", reset=True)),
             self.o_staged.unit.eq(delay(m, self.unit, total, name="unit_late")),
             self.o_staged.row.eq(delay(m, self.row, total, name="row_late")),
-            self.o_staged.tile.eq(delay(m, self.column[:len(self.o_staged.tile)], total, name="column_late")),
+            self.o_staged.tile.eq(
+                delay(m, self.column[: len(self.o_staged.tile)], total, name="column_late")
+            ),
             self.o_staged.last.eq(delay(m, self.last, total, name="last_late")),
             self.o_staged.maximum.eq(delay(m, maximum, total - depth - 2, name="maximum_late")),
         ]
@@ -108,18 +121,31 @@ class Softmax(wiring.Component):
             m.d.sync += stored[row].eq(new)
         m.d.sync += [
             maximum.eq(new),
-            fetched.eq(Mux(first_ahead, numerics.MAX_EMPTY, Mux(valid & (row == row_ahead), new, stored[row_ahead]))),
+            fetched.eq(
+                Mux(first_ahead, numerics.MAX_EMPTY, Mux(valid & (row == row_ahead), new, stored[row_ahead]))
+            ),
         ]
         return maximum
 
     def _probability(self, m, i, score, maximum, keep, port):
         """Four registers and the shifter after ``maximum``; ``keep`` belongs to the last of them."""
         fraction = numerics.SCORE_FRACTION
-        distance = delay(m, (Cat(C(0, fraction), maximum).as_signed() - score)[:numerics.SCORE_WIDTH + 1], 1,
-                         name=f"distance_{i}")
+        distance = delay(
+            m,
+            (Cat(C(0, fraction), maximum).as_signed() - score)[: numerics.SCORE_WIDTH + 1],
+            1,
+            name=f"distance_{i}",
+        )
         m.d.comb += port.addr.eq(distance[:fraction])
-        beyond = distance[fraction + _DROP_WIDTH:].any()
-        drop = delay(m, distance[fraction:fraction + _DROP_WIDTH] | beyond.replicate(_DROP_WIDTH), 1, name=f"drop_{i}")
+        beyond = distance[fraction + _DROP_WIDTH :].any()
+        drop = delay(
+            m,
+            distance[fraction : fraction + _DROP_WIDTH] | beyond.replicate(_DROP_WIDTH),
+            1,
+            name=f"drop_{i}",
+        )
         # one bit below the point for the rounding, as in arithmetic.round_shift
-        entry = shift_right(m, port.data[numerics.PROBABILITY_SHIFT - 1:], drop, name=f"entry_{i}")
-        return delay(m, Mux(keep, ((entry + 1) >> 1)[:numerics.PROBABILITY_WIDTH], 0), 1, name=f"probability_{i}")
+        entry = shift_right(m, port.data[numerics.PROBABILITY_SHIFT - 1 :], drop, name=f"entry_{i}")
+        return delay(
+            m, Mux(keep, ((entry + 1) >> 1)[: numerics.PROBABILITY_WIDTH], 0), 1, name=f"probability_{i}"
+        )

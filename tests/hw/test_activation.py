@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from hw.bench import run
 
+from hw.bench import run
 from moevit.config import CONFIGS
 from moevit.hw.units import activation
 from moevit.numerics.activation import Activation, activate

@@ -2,18 +2,38 @@
 
 import numpy as np
 import pytest
-from hw.bench import run
 
+from hw.bench import run
 from moevit.config import CONFIGS, AcceleratorConfig
 from moevit.hw.units import kv_writer
 
 CONFIGURATIONS = {name: CONFIGS[name] for name in ("tiny", "square", "wide")} | {
     # T > K, and T = C
-    "tall": AcceleratorConfig(name="tall", rows=8, columns=8, depth=2, operand_words=1000, activation_words=512,
-                              tile_depth=64, post_words=16, norm_words=16, axi_data_width=32),
+    "tall": AcceleratorConfig(
+        name="tall",
+        rows=8,
+        columns=8,
+        depth=2,
+        operand_words=1000,
+        activation_words=512,
+        tile_depth=64,
+        post_words=16,
+        norm_words=16,
+        axi_data_width=32,
+    ),
     # T < K
-    "deep": AcceleratorConfig(name="deep", rows=2, columns=8, depth=8, operand_words=1000, activation_words=512,
-                              tile_depth=64, post_words=16, norm_words=16, axi_data_width=32),
+    "deep": AcceleratorConfig(
+        name="deep",
+        rows=2,
+        columns=8,
+        depth=8,
+        operand_words=1000,
+        activation_words=512,
+        tile_depth=64,
+        post_words=16,
+        norm_words=16,
+        axi_data_width=32,
+    ),
 }
 
 
@@ -40,11 +60,16 @@ def _tiles(config, rng, count):
     for i in range(count):
         n_rows = int(rng.integers(1, config.rows + 1)) if rng.random() < 0.4 else config.rows
         value = int(rng.integers(0, 2))
-        tiles.append({
-            "value": value, "slot": int(rng.integers(0, kv_writer.slot_count(config))),
-            "address": int(rng.integers(0, config.operand_words - 8)),
-            "final": int(rng.random() < 0.3), "bank": i & 1, "data": rng.integers(0, 256, (n_rows, config.columns)),
-        })
+        tiles.append(
+            {
+                "value": value,
+                "slot": int(rng.integers(0, kv_writer.slot_count(config))),
+                "address": int(rng.integers(0, config.operand_words - 8)),
+                "final": int(rng.random() < 0.3),
+                "bank": i & 1,
+                "data": rng.integers(0, 256, (n_rows, config.columns)),
+            }
+        )
     return tiles
 
 
@@ -82,7 +107,15 @@ def _run(config, tiles, gap=lambda: 0):
         kv, cycle = dut.kv, 0
         while True:
             _, _, row, last, valid, addr, data, mask, done, fault = await ctx.tick().sample(
-                dut.i_rows.valid, dut.i_rows.last_row, kv.valid, kv.addr, kv.data, kv.mask, dut.done, dut.fault)
+                dut.i_rows.valid,
+                dut.i_rows.last_row,
+                kv.valid,
+                kv.addr,
+                kv.data,
+                kv.mask,
+                dut.done,
+                dut.fault,
+            )
             if row and last:
                 log["last_row"].append(cycle)
             if valid:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hw.bench import put, run
 
+from hw.bench import put, run
 from moevit.config import CONFIGS, AcceleratorConfig
 from moevit.hw.interfaces import Phase
 from moevit.hw.units import post
@@ -74,7 +74,9 @@ class Model:
         self.tail = 0
 
     def _accumulators(self, bits=31):
-        return self.rng.integers(-(1 << bits), 1 << bits, self.config.columns) >> self.rng.integers(0, bits - 6)
+        return self.rng.integers(-(1 << bits), 1 << bits, self.config.columns) >> self.rng.integers(
+            0, bits - 6
+        )
 
     def _write(self, word, values, wide):
         c = self.config
@@ -97,9 +99,21 @@ class Model:
                 acc = self._accumulators()
                 value = ct >= i.value_tile
                 key = ct >= i.key_tile and not value
-                self.rows.append(Row(number, Phase.LINEAR, r, k, ct, acc, last_column=ct == i.tiles - 1,
-                                     last=(r, ct) == (row_tiles - 1, i.tiles - 1), last_row=k == n - 1,
-                                     is_key=key, is_value=value))
+                self.rows.append(
+                    Row(
+                        number,
+                        Phase.LINEAR,
+                        r,
+                        k,
+                        ct,
+                        acc,
+                        last_column=ct == i.tiles - 1,
+                        last=(r, ct) == (row_tiles - 1, i.tiles - 1),
+                        last_row=k == n - 1,
+                        is_key=key,
+                        is_value=value,
+                    )
+                )
                 mid = fixed.requantise(acc, self.bias[word], self.mult[word], self.shift[word])
                 token, row = i.key_row + r * t + k, r * t + k
                 if key or value:
@@ -123,7 +137,9 @@ class Model:
             self.operand[word, channels * c.depth + token % c.depth] = values & 255
         else:
             word = i.key_base + token // c.columns * i.key_stride + (ct - i.key_tile) * c.key_groups
-            self.operand[word + channels // c.depth, token % c.columns * c.depth + channels % c.depth] = values & 255
+            self.operand[word + channels // c.depth, token % c.columns * c.depth + channels % c.depth] = (
+                values & 255
+            )
 
     def attention(self, i: Attention):
         t, c = self.config.rows, self.config.columns
@@ -142,12 +158,27 @@ class Model:
                 self._scores(i, number, head, r, u, n)
                 continue
             tiles = -(-i.head_dim // c)
-            scales = [(int(self.rng.integers(1 << 15, 1 << 16)), int(self.rng.integers(20, 36))) for _ in range(n)]
+            scales = [
+                (int(self.rng.integers(1 << 15, 1 << 16)), int(self.rng.integers(20, 36))) for _ in range(n)
+            ]
             for ct, k in itertools.product(range(tiles), range(n)):
                 acc = np.abs(self._accumulators(20))
-                self.rows.append(Row(number, Phase.CONTEXT, r, k, ct, acc, head, u & 1, ct == tiles - 1,
-                                     ct == tiles - 1 and u == len(units) - 1, k == n - 1,
-                                     scale=scales[k] if ct == 0 else None))
+                self.rows.append(
+                    Row(
+                        number,
+                        Phase.CONTEXT,
+                        r,
+                        k,
+                        ct,
+                        acc,
+                        head,
+                        u & 1,
+                        ct == tiles - 1,
+                        ct == tiles - 1 and u == len(units) - 1,
+                        k == n - 1,
+                        scale=scales[k] if ct == 0 else None,
+                    )
+                )
                 y = fixed.saturate(fixed.requantise(acc, 0, *scales[k]), 8)
                 self._write(i.dst + (r * t + k) * i.dst_stride + head * tiles + ct, y, False)
         self.tails.append(self.tail)
@@ -181,14 +212,21 @@ class Bench:
         self.cycles = {name: [] for name in ("row", "act", "kv", "staged", "retire", "fault")}
         words = zip(model.bias.tolist(), model.mult.tolist(), model.shift.tolist(), strict=True)
         self.parameters = [
-            sum(((b & 0xFFFFFFFF) | m << 32 | s << 48) << 64 * lane
-                for lane, (b, m, s) in enumerate(zip(*word, strict=True)))
+            sum(
+                ((b & 0xFFFFFFFF) | m << 32 | s << 48) << 64 * lane
+                for lane, (b, m, s) in enumerate(zip(*word, strict=True))
+            )
             for word in words
         ]
 
     def run(self):
-        run(self.dut, self._instructions, self._rows, background=[self._memories, self._record],
-            timeout_cycles=40 * len(self.model.rows) + 2000)
+        run(
+            self.dut,
+            self._instructions,
+            self._rows,
+            background=[self._memories, self._record],
+            timeout_cycles=40 * len(self.model.rows) + 2000,
+        )
         return self
 
     async def _instructions(self, ctx):
@@ -196,7 +234,7 @@ class Bench:
         await put(ctx, self.dut.i_instr, words)
 
     async def _rows(self, ctx):
-        """The rows of a tile in consecutive cycles; tiles of K and V no faster than the KvWriter takes them."""
+        """The rows of a tile in consecutive cycles; K and V tiles no faster than the KvWriter takes them."""
         i, scale, config = self.dut.i_rows, self.dut.i_scale, self.config
         scales, cycle = {}, 0
 
@@ -229,9 +267,19 @@ class Bench:
                             await tick()
             if row.scale and self.scales_late:
                 scales[cycle + 3] = (1, row.unit, row.row, *row.scale)
-            ctx.set(i.meta, {"phase": row.phase, "row_tile": row.row_tile, "column": row.column, "head": row.head,
-                             "unit": row.unit, "last_column": row.last_column, "last": row.last,
-                             "bank": row.instruction & 1})
+            ctx.set(
+                i.meta,
+                {
+                    "phase": row.phase,
+                    "row_tile": row.row_tile,
+                    "column": row.column,
+                    "head": row.head,
+                    "unit": row.unit,
+                    "last_column": row.last_column,
+                    "last": row.last,
+                    "bank": row.instruction & 1,
+                },
+            )
             ctx.set(i.row, row.row)
             ctx.set(i.last_row, int(row.last_row))
             ctx.set(i.acc, [int(a) & 0xFFFFFFFF for a in row.acc])
@@ -247,17 +295,43 @@ class Bench:
         dut, c = self.dut, self.config
         read, word = 0, 0
         while True:
-            _, _, addr, valid, pair, w_valid, w_pair, w_data, w_mask, k_valid, k_addr, k_data, k_mask = (
-                await ctx.tick().sample(
-                    dut.parameters.addr, dut.act_read.valid, dut.act_read.pair, dut.act_write.valid,
-                    dut.act_write.pair, dut.act_write.data, dut.act_write.mask, dut.kv.valid, dut.kv.addr,
-                    dut.kv.data, dut.kv.mask))
+            (
+                _,
+                _,
+                addr,
+                valid,
+                pair,
+                w_valid,
+                w_pair,
+                w_data,
+                w_mask,
+                k_valid,
+                k_addr,
+                k_data,
+                k_mask,
+            ) = await ctx.tick().sample(
+                dut.parameters.addr,
+                dut.act_read.valid,
+                dut.act_read.pair,
+                dut.act_write.valid,
+                dut.act_write.pair,
+                dut.act_write.data,
+                dut.act_write.mask,
+                dut.kv.valid,
+                dut.kv.addr,
+                dut.kv.data,
+                dut.kv.mask,
+            )
             ctx.set(dut.parameters.data, word)
             ctx.set(dut.act_read.data, read)
             word = self.parameters[addr]
-            read = int.from_bytes(bytes(self.act[2 * pair:2 * pair + 2].ravel().tolist()), "little") if valid else 0
+            read = (
+                int.from_bytes(bytes(self.act[2 * pair : 2 * pair + 2].ravel().tolist()), "little")
+                if valid
+                else 0
+            )
             if w_valid:
-                self._masked(self.act[2 * w_pair:2 * w_pair + 2].reshape(-1), w_data, w_mask, 2 * c.columns)
+                self._masked(self.act[2 * w_pair : 2 * w_pair + 2].reshape(-1), w_data, w_mask, 2 * c.columns)
             if k_valid:
                 self._masked(self.operand[k_addr], k_data, k_mask, c.operand_word_bytes)
 
@@ -271,20 +345,64 @@ class Bench:
         o = dut.o_staged
         retired = False
         while True:
-            _, _, i_valid, i_ready, row, act, kv, staged, retire, tail, f0, f1, events, *s = await ctx.tick().sample(
-                dut.i_instr.valid, dut.i_instr.ready, dut.i_rows.valid, dut.act_write.valid, dut.kv.valid, o.valid,
-                dut.retire, dut.post_tail, dut.fault_activation, dut.fault_operand, dut.events.busy,
-                o.unit, o.row, o.tile, o.data, o.maximum, o.last)
+            (
+                _,
+                _,
+                i_valid,
+                i_ready,
+                row,
+                act,
+                kv,
+                staged,
+                retire,
+                tail,
+                f0,
+                f1,
+                events,
+                *s,
+            ) = await ctx.tick().sample(
+                dut.i_instr.valid,
+                dut.i_instr.ready,
+                dut.i_rows.valid,
+                dut.act_write.valid,
+                dut.kv.valid,
+                o.valid,
+                dut.retire,
+                dut.post_tail,
+                dut.fault_activation,
+                dut.fault_operand,
+                dut.events.busy,
+                o.unit,
+                o.row,
+                o.tile,
+                o.data,
+                o.maximum,
+                o.last,
+            )
             assert events == row
             self.accepted += i_valid & i_ready
-            for name, happened in (("row", row), ("act", act), ("kv", kv), ("staged", staged), ("retire", retire),
-                                   ("fault", f0 | f1)):
+            for name, happened in (
+                ("row", row),
+                ("act", act),
+                ("kv", kv),
+                ("staged", staged),
+                ("retire", retire),
+                ("fault", f0 | f1),
+            ):
                 if happened:
                     self.cycles[name].append(cycle)
             if staged:
                 unit, o_row, tile, data, maximum, last = s
-                self.staged.append(Staged(unit, o_row, tile, list(data.to_bytes(self.config.columns, "little")),
-                                          maximum, bool(last)))
+                self.staged.append(
+                    Staged(
+                        unit,
+                        o_row,
+                        tile,
+                        list(data.to_bytes(self.config.columns, "little")),
+                        maximum,
+                        bool(last),
+                    )
+                )
             if retired:
                 self.tails.append(tail)
             retired, cycle = retire, cycle + 1
@@ -315,7 +433,13 @@ class Bench:
 
 
 def _linear(**fields):
-    defaults = {"src": 0, "src_stride": 1, "length": 8, "key_tile": fields["tiles"], "value_tile": fields["tiles"]}
+    defaults = {
+        "src": 0,
+        "src_stride": 1,
+        "length": 8,
+        "key_tile": fields["tiles"],
+        "value_tile": fields["tiles"],
+    }
     return Linear(**(defaults | fields))
 
 
@@ -336,16 +460,31 @@ def _random_linear(model, index):
     n_rows = int(rng.integers(1, 3 * c.rows + 1))
     groups = c.key_groups
     return _linear(
-        n_rows=n_rows, tiles=tiles, release=int(rng.random() < 0.7), activation=int(rng.integers(0, 4)),
-        mult=int(rng.integers(1 << 15, 1 << 16)), shift=int(rng.integers(14, 22)), zero_point=int(rng.integers(0, 256)),
-        residual=residual, res=res, out_type=out_type, dst=dst, dst_stride=stride,
-        key_tile=key, value_tile=value, key_row=c.rows * int(rng.integers(0, 6)),
-        key_base=64 * index, key_stride=4 * groups, value_base=1024 + 64 * index, value_stride=16,
+        n_rows=n_rows,
+        tiles=tiles,
+        release=int(rng.random() < 0.7),
+        activation=int(rng.integers(0, 4)),
+        mult=int(rng.integers(1 << 15, 1 << 16)),
+        shift=int(rng.integers(14, 22)),
+        zero_point=int(rng.integers(0, 256)),
+        residual=residual,
+        res=res,
+        out_type=out_type,
+        dst=dst,
+        dst_stride=stride,
+        key_tile=key,
+        value_tile=value,
+        key_row=c.rows * int(rng.integers(0, 6)),
+        key_base=64 * index,
+        key_stride=4 * groups,
+        value_base=1024 + 64 * index,
+        value_stride=16,
     )
 
 
-@pytest.mark.parametrize("stalls", [False, True])
-@pytest.mark.parametrize("name", ["tiny", "wide", "square"])
+@pytest.mark.parametrize(
+    ("name", "stalls"), [("tiny", False), ("tiny", True), ("wide", False), ("square", True)]
+)
 def test_random_linear(name, stalls):
     model = Model(CONFIGS[name], seed=11)
     for index in range(14):
@@ -355,15 +494,33 @@ def test_random_linear(name, stalls):
 
 
 @pytest.mark.parametrize("scales_late", [False, True])
-@pytest.mark.parametrize(("name", "n_rows", "n_keys", "heads", "head_dim"),
-                         [("tiny", 10, 21, 2, 12), ("wide", 3, 32, 1, 16), ("tiny", 1, 9, 1, 5), ("square", 8, 8, 3, 8)])
+@pytest.mark.parametrize(
+    ("name", "n_rows", "n_keys", "heads", "head_dim"),
+    [("tiny", 10, 21, 2, 12), ("wide", 3, 32, 1, 16), ("tiny", 1, 9, 1, 5), ("square", 8, 8, 3, 8)],
+)
 def test_attention(name, n_rows, n_keys, heads, head_dim, scales_late):
     model = Model(CONFIGS[name], seed=12)
     for index in range(2):
-        model.attention(Attention(
-            n_rows=n_rows, src=0, src_stride=1, n_keys=n_keys, heads=heads, head_dim=head_dim, key_base=0, key_stride=0,
-            value_base=0, value_stride=0, score_mult=40000 + index, score_shift=19, out_mult=1, out_shift=0,
-            dst=101 + 512 * index, dst_stride=heads * -(-head_dim // CONFIGS[name].columns) + 1))
+        model.attention(
+            Attention(
+                n_rows=n_rows,
+                src=0,
+                src_stride=1,
+                n_keys=n_keys,
+                heads=heads,
+                head_dim=head_dim,
+                key_base=0,
+                key_stride=0,
+                value_base=0,
+                value_stride=0,
+                score_mult=40000 + index,
+                score_shift=19,
+                out_mult=1,
+                out_shift=0,
+                dst=101 + 512 * index,
+                dst_stride=heads * -(-head_dim // CONFIGS[name].columns) + 1,
+            )
+        )
     Bench(model, scales_late=scales_late).run().check()
 
 
@@ -371,10 +528,26 @@ def test_linear_and_attention_follow_each_other():
     model = Model(CONFIGS["tiny"], seed=13)
     for index in range(6):
         if index % 2:
-            model.attention(Attention(
-                n_rows=5, src=0, src_stride=1, n_keys=11, heads=2, head_dim=8, key_base=0, key_stride=0, value_base=0,
-                value_stride=0, score_mult=50000, score_shift=18, out_mult=1, out_shift=0, dst=4096 + 64 * index,
-                dst_stride=2))
+            model.attention(
+                Attention(
+                    n_rows=5,
+                    src=0,
+                    src_stride=1,
+                    n_keys=11,
+                    heads=2,
+                    head_dim=8,
+                    key_base=0,
+                    key_stride=0,
+                    value_base=0,
+                    value_stride=0,
+                    score_mult=50000,
+                    score_shift=18,
+                    out_mult=1,
+                    out_shift=0,
+                    dst=4096 + 64 * index,
+                    dst_stride=2,
+                )
+            )
         else:
             model.linear(_random_linear(model, index))
     Bench(model, scales_late=True).run().check()
@@ -384,7 +557,9 @@ def test_one_row_a_cycle():
     """Rows of two instructions in consecutive cycles, writes likewise, retirement of both in their cycle."""
     model = Model(CONFIGS["tiny"], seed=14)
     model.linear(_linear(n_rows=8, tiles=4, dst=0, dst_stride=4))
-    model.linear(_linear(n_rows=8, tiles=4, dst=64, dst_stride=8, out_type=OutputType.INT16, residual=1, res=64))
+    model.linear(
+        _linear(n_rows=8, tiles=4, dst=64, dst_stride=8, out_type=OutputType.INT16, residual=1, res=64)
+    )
     bench = Bench(model).run()
     bench.check()
     first = bench.cycles["row"][0]
@@ -397,8 +572,17 @@ def test_retirement_keeps_order():
     model = Model(CONFIGS["wide"], seed=15)
     for index in range(4):
         kv = index % 2 == 0
-        model.linear(_linear(n_rows=1, tiles=1, dst=64 * index, dst_stride=2, key_tile=0 if kv else 1,
-                             key_base=8 * index, key_stride=4))
+        model.linear(
+            _linear(
+                n_rows=1,
+                tiles=1,
+                dst=64 * index,
+                dst_stride=2,
+                key_tile=0 if kv else 1,
+                key_base=8 * index,
+                key_stride=4,
+            )
+        )
     bench = Bench(model)
     bench.run().check()
     assert len(bench.cycles["retire"]) == 4

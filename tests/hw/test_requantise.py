@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from hw.bench import run
 
+from hw.bench import run
 from moevit.config import CONFIGS
 from moevit.hw.units import post_output, requantise
 from moevit.isa.formats import OutputType
@@ -47,7 +47,9 @@ def test_requantise():
             for port, values in (("acc", acc), ("bias", bias), ("mult", mult), ("shift", shift)):
                 ctx.set(getattr(dut, port), values[i].tolist())
 
-        got = await _pipe(ctx, count, requantise.LATENCY, drive, lambda: [ctx.get(dut.mid[i]) for i in range(LANES)])
+        got = await _pipe(
+            ctx, count, requantise.LATENCY, drive, lambda: [ctx.get(dut.mid[i]) for i in range(LANES)]
+        )
         np.testing.assert_array_equal(got, fixed.requantise(acc, bias, mult, shift))
 
     run(dut, bench)
@@ -65,8 +67,9 @@ def test_rescale():
             ctx.set(dut.mult, int(mult[i]))
             ctx.set(dut.shift, int(shift[i]))
 
-        got = await _pipe(ctx, count, requantise.LATENCY, drive,
-                          lambda: [ctx.get(dut.scaled[i]) for i in range(LANES)])
+        got = await _pipe(
+            ctx, count, requantise.LATENCY, drive, lambda: [ctx.get(dut.scaled[i]) for i in range(LANES)]
+        )
         exact = np.array([fixed.rescale(r, m, s, 0) for r, m, s in zip(mid, mult, shift, strict=True)])
         np.testing.assert_array_equal(got, fixed.saturate(exact, requantise.SCALED_WIDTH))
 
@@ -105,8 +108,13 @@ def test_output(out_type):
                 ctx.set(dut.scaled, scaled[i - post_output.RESIDUAL_LEAD].tolist())
 
         lead = post_output.RESIDUAL_LEAD
-        got = await _pipe(ctx, count + lead, post_output.LATENCY, drive,
-                          lambda: [ctx.get(dut.result[i]) for i in range(LANES)])
+        got = await _pipe(
+            ctx,
+            count + lead,
+            post_output.LATENCY,
+            drive,
+            lambda: [ctx.get(dut.result[i]) for i in range(LANES)],
+        )
         want = fixed.saturate(scaled + zero_point[:, None] + residual * use[:, None], bits, signed)
         np.testing.assert_array_equal(got[lead:] & ((1 << bits) - 1), want & ((1 << bits) - 1))
 

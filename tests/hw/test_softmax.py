@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from hw.bench import run
 
+from hw.bench import run
 from moevit.config import CONFIGS
 from moevit.hw.units import softmax
 from moevit.numerics import softmax as numerics
@@ -23,7 +23,9 @@ def _scores(rng, n_rows, n_keys, kind):
 
 
 @pytest.mark.parametrize("kind", ["random", "rising", "extreme", "lowest", "ramp"])
-@pytest.mark.parametrize(("name", "n_rows", "n_keys"), [("tiny", 4, 50), ("tiny", 1, 24), ("wide", 2, 33), ("tiny", 3, 5)])
+@pytest.mark.parametrize(
+    ("name", "n_rows", "n_keys"), [("tiny", 4, 50), ("tiny", 1, 24), ("wide", 2, 33), ("tiny", 3, 5)]
+)
 def test_softmax(name, n_rows, n_keys, kind):
     config = CONFIGS[name]
     lanes, rng = config.columns, np.random.default_rng(n_keys)
@@ -31,7 +33,10 @@ def test_softmax(name, n_rows, n_keys, kind):
     tiles = -(-n_keys // lanes)
     units = [_scores(rng, n_rows, n_keys, kind) for _ in range(3)]
     # beyond n_keys the array gives anything
-    padded = [np.concatenate([u, rng.integers(-(1 << 19), 1 << 19, (n_rows, tiles * lanes - n_keys))], 1) for u in units]
+    padded = [
+        np.concatenate([u, rng.integers(-(1 << 19), 1 << 19, (n_rows, tiles * lanes - n_keys))], 1)
+        for u in units
+    ]
     gaps = rng.integers(0, 3, 3 * tiles) * rng.integers(0, 2, 3 * tiles)
     sent, staged = [], []
 
@@ -45,7 +50,7 @@ def test_softmax(name, n_rows, n_keys, kind):
                     ctx.set(dut.row, row)
                     ctx.set(dut.column, tile)
                     ctx.set(dut.last, int(row == n_rows - 1 and tile == tiles - 1))
-                    ctx.set(dut.mid, scores[row, tile * lanes:(tile + 1) * lanes].tolist())
+                    ctx.set(dut.mid, scores[row, tile * lanes : (tile + 1) * lanes].tolist())
                     sent.append((unit, tile, row))
                     await ctx.tick()
                 ctx.set(dut.valid, 0)
@@ -58,7 +63,8 @@ def test_softmax(name, n_rows, n_keys, kind):
         o, cycle = dut.o_staged, 0
         while True:
             _, _, valid_in, valid, unit, row, tile, value, maximum, last = await ctx.tick().sample(
-                dut.valid, o.valid, o.unit, o.row, o.tile, o.data, o.maximum, o.last)
+                dut.valid, o.valid, o.unit, o.row, o.tile, o.data, o.maximum, o.last
+            )
             if valid_in:
                 arrivals.append(cycle)
             if valid:
@@ -74,7 +80,7 @@ def test_softmax(name, n_rows, n_keys, kind):
     for (unit, tile, row), (o_unit, o_row, o_tile, value, maximum, last) in zip(sent, staged, strict=True):
         assert (o_unit, o_row, o_tile) == (unit & 1, row, tile)
         assert last == (row == n_rows - 1 and tile == tiles - 1)
-        got[unit, row, tile * lanes:(tile + 1) * lanes] = list(value.to_bytes(lanes, "little"))
+        got[unit, row, tile * lanes : (tile + 1) * lanes] = list(value.to_bytes(lanes, "little"))
         maxima[unit, row, tile] = maximum - (maximum >> (numerics.MAX_WIDTH - 1) << numerics.MAX_WIDTH)
     for unit, scores in enumerate(units):
         clamped = np.clip(scores, -(1 << 15), (1 << 15) - 1)
