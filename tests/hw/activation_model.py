@@ -39,9 +39,9 @@ class ActivationModel:
         async def serve(ctx: Any) -> None:
             rng = random.Random(self.seed)
             queue: list[int | None] = [None] * (ACTIVATION_READ_LATENCY - 1)
-            ready = True
-            ctx.set(act.ready, ready)
-            async for *_, valid, was_ready, pair in ctx.tick().sample(act.valid, act.ready, act.pair):
+            ctx.set(act.ready, 1)
+            while True:
+                *_, valid, was_ready, pair = await ctx.tick().sample(act.valid, act.ready, act.pair)
                 queue.append(pair if valid and was_ready else None)
                 self.reads += bool(valid and was_ready)
                 answer = queue.pop(0)
@@ -59,7 +59,8 @@ def parameter_memory(norm: Any, words: list[int]) -> Any:
 
     async def serve(ctx: Any) -> None:
         queue = [0] * (PARAMETER_READ_LATENCY - 1)
-        async for *_, address in ctx.tick().sample(norm.addr):
+        while True:
+            *_, address = await ctx.tick().sample(norm.addr)
             queue.append(address)
             ctx.set(norm.data, words[queue.pop(0)])
 

@@ -1,0 +1,293 @@
+"""The loader: takes LINEAR and ATTENTION apart into A tiles and fills them."""
+
+from amaranth import *
+from amaranth.lib import data, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from moevit.config import AcceleratorConfig
+from moevit.hw.interfaces import (
+    HEAD_WIDTH,
+    RING_COUNT_WIDTH,
+    ROW_TILE_WIDTH,
+    ActivationReadSignature,
+    InstructionStream,
+    MemoryReadSignature,
+    RowScaleSignature,
+    StagedSignature,
+    TileWriteSignature,
+    events_layout,
+    instruction_layout,
+)
+from moevit.hw.units.context_loader import ContextLoader, cover_steps
+from moevit.hw.units.probability_buffer import ProbabilityBuffer
+from moevit.hw.units.row_loader import RowLoader
+from moevit.isa.fields import INSTRUCTION_WIDTH, OPCODE_WIDTH
+from moevit.isa.formats import ADDRESS, STRIDE, Attention, Linear, NormMode
+
+ARRAY_QUEUE_DEPTH = 4  #: instructions that wait for the array
+START_LATENCY = 4  #: cycles from taking an instruction to its first read, when nothing has to be waited for
+
+
+class _Walk:
+    """Which row tile of which head a kind of job has come to."""
+
+    def __init__(self, m: Module, name: str, *, step: Value, last_tile: Value, last_head: Value):
+        self.tile = Signal(ROW_TILE_WIDTH, name=f"{name}_tile")
+        self.head = Signal(HEAD_WIDTH, name=f"{name}_head")
+        self.unit = Signal(name=f"{name}_unit")  #: parity
+        self.done = Signal(name=f"{name}_done")
+        self.at_last_tile = Signal(name=f"{name}_at_last_tile")
+        m.d.comb += self.at_last_tile.eq(self.tile == last_tile)
+        with m.If(step):
+            m.d.sync += [self.tile.eq(self.tile + 1), self.unit.eq(~self.unit)]
+            with m.If(self.at_last_tile):
+                m.d.sync += [self.tile.eq(0), self.head.eq(self.head + 1), self.done.eq(self.head == last_head)]
+
+    def restart(self, done: Value | int):
+        return [self.tile.eq(0), self.head.eq(0), self.unit.eq(0), self.done.eq(done)]
+
+
+class Loader(wiring.Component):
+    """Fills A tiles in compute order: rows of activation memory, copied or normalised, and probabilities.
+
+    One instruction is loaded at a time. It goes on to the array as soon as it is taken; its first read waits
+    for the retired count. A tile is started when a buffer is free. Of LINEAR, reads of a tile go on while the
+    previous one is normalised. Jobs of the two kinds of ATTENTION do not overlap.
+
+    Parameters
+    ----------
+    config : the accelerator's configuration
+
+    Members
+    -------
+    i_instr : LINEAR and ATTENTION only, with fields in range; ``length``, ``n_keys`` and ``head_dim`` at most
+        ``tile_depth``
+    o_instr : the same instructions, to the array, from a FIFO of ARRAY_QUEUE_DEPTH
+    retired : instructions retired
+    act, norm : activation and norm memory
+    norm_head, norm_tail : norm words written to the ring, and freed
+    i_staged : probabilities, from POST
+    o_scale : rows' scales for P.V, to POST; each is there before the array can have its row ready
+    o_tile : A-tile writes
+    tile_filled : pulse with the last write of a buffer (if P.V is short: with its last row scale)
+    tile_freed : pulse: the array has issued the last read of a buffer
+    events : counters; at most one bit is high
+
+    Latency: from the cycle an instruction is taken, START_LATENCY cycles (one more with LayerNorm) to the first
+    read; COPY_LATENCY (3) to the tile write of a copied word, ``norm_latency`` (tiny 57, zcu104 59) from a row's last
+    read to its first write. From ``i_staged.last``, 9 cycles to the first write of P (2 of them until the job starts).
+    Throughput, when buffers are free and nobody else reads: T * ceil(length/C) + 1 cycles per tile of LINEAR, copied
+    or normalised, if that is at least about half of ``norm_latency``; in ATTENTION a tile of Q takes
+    rows * ceil(head_dim/C) + 5 cycles, one of P rows * ceil(n_keys/C) + 8. Between two instructions the pipelines
+    run empty: 6 cycles from the last write to the next instruction's first read.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self._config = config
+        super().__init__({
+            "i_instr": In(InstructionStream),
+            "o_instr": Out(InstructionStream),
+            "retired": In(16),
+            "act": Out(ActivationReadSignature(config)),
+            "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
+            "norm_head": In(RING_COUNT_WIDTH),
+            "norm_tail": Out(RING_COUNT_WIDTH),
+            "i_staged": In(StagedSignature(config)),
+            "o_scale": Out(RowScaleSignature(config)),
+            "o_tile": Out(TileWriteSignature(config)),
+            "tile_filled": Out(1),
+            "tile_freed": In(1),
+            "events": Out(events_layout("load")),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        m.submodules.rows = rows = RowLoader(config)
+        m.submodules.context = context = ContextLoader(config)
+        m.submodules.probabilities = probabilities = ProbabilityBuffer(config)
+        m.submodules.queue = queue = SyncFIFOBuffered(width=INSTRUCTION_WIDTH, depth=ARRAY_QUEUE_DEPTH)
+        wiring.connect(m, wiring.flipped(self.act), rows.act)
+        wiring.connect(m, wiring.flipped(self.norm), rows.norm)
+        wiring.connect(m, wiring.flipped(self.i_staged), probabilities.i_staged)
+        wiring.connect(m, wiring.flipped(self.o_scale), context.o_scale)
+        wiring.connect(m, context.read, probabilities.read)
+
+        word = Signal(INSTRUCTION_WIDTH)  # the instruction being loaded
+        plan = self._plan(m, word)
+        take, begin, run, finish = Signal(), Signal(), Signal(), Signal()
+        with m.If(take):
+            m.d.sync += word.eq(self.i_instr.payload)
+        m.d.comb += [
+            queue.w_data.eq(self.i_instr.payload), queue.w_en.eq(take), queue.r_en.eq(self.o_instr.ready),
+            self.o_instr.payload.eq(queue.r_data), self.o_instr.valid.eq(queue.r_rdy),
+        ]
+        norm_ready = self._norm_ring(m, plan, finish)
+        done, no_buffer, no_scores = self._jobs(m, plan, begin, run)
+
+        m.d.comb += [
+            self.o_tile.valid.eq(rows.o_tile.valid | context.o_tile.valid),
+            self.tile_filled.eq(rows.filled | context.filled),
+        ]
+        for name in ("buffer", "row", "word", "data"):
+            m.d.comb += getattr(self.o_tile, name).eq(
+                Mux(context.o_tile.valid, getattr(context.o_tile, name), getattr(rows.o_tile, name)))
+
+        busy = rows.busy | context.busy
+        m.d.comb += self.events.busy.eq(busy)
+        with m.FSM(name="state"):
+            with m.State("IDLE"):
+                m.d.comb += [self.i_instr.ready.eq(queue.w_rdy), take.eq(self.i_instr.valid & queue.w_rdy)]
+                with m.If(take):
+                    m.next = "PLAN"
+            with m.State("PLAN"):
+                m.d.comb += begin.eq(1)
+                m.next = "DEPENDENCY"
+            with m.State("DEPENDENCY"):
+                behind = (self.retired - plan.wait)[15]
+                m.d.comb += self.events.dependency.eq(behind)
+                with m.If(~behind):
+                    with m.If(plan.wide):
+                        m.next = "NORM"
+                    with m.Else():
+                        m.next = "JOBS"
+            with m.State("NORM"):
+                m.d.comb += self.events.norm.eq(~norm_ready)
+                with m.If(norm_ready):
+                    m.next = "JOBS"
+            with m.State("JOBS"):
+                m.d.comb += [
+                    run.eq(1),
+                    self.events.tile.eq(no_buffer & ~busy),
+                    self.events.scores.eq(no_scores & ~busy),
+                ]
+                with m.If(done & ~rows.busy & context.idle):
+                    m.d.comb += finish.eq(1)
+                    m.next = "IDLE"
+        return m
+
+    def _plan(self, m: Module, word: Signal) -> data.View:
+        """What the jobs need of the instruction, in registers, from the cycle after it is taken."""
+        config = self._config
+        linear = data.View(instruction_layout(Linear), word)
+        attention = data.View(instruction_layout(Attention), word)
+        row_bits, lane_bits = exact_log2(config.rows), exact_log2(config.columns)
+        plan = Signal(data.StructLayout({
+            "attention": 1, "wide": 1, "release": 1, "wait": 16, "src": ADDRESS, "stride": STRIDE,
+            "last_tile": ROW_TILE_WIDTH,  # of a head
+            "tail_row": range(config.rows),  # last row of the last tile
+            "last_head": HEAD_WIDTH,
+            "last_word": range(config.max_key_tiles),  # of a row that is copied or normalised
+            "last_key_tile": range(config.max_key_tiles),
+            "covered": 1,  # see ContextLoader
+        }))
+        is_attention = word[:OPCODE_WIDTH] == Attention.opcode
+
+        def either(of_attention: Value, of_linear: Value) -> Value:
+            return Mux(is_attention, of_attention, of_linear)
+
+        last_row = either(attention.n_rows, linear.n_rows) - 1
+        m.d.sync += [
+            plan.attention.eq(is_attention),
+            plan.wide.eq(~is_attention & (linear.norm != NormMode.NONE)),
+            plan.release.eq(linear.release),
+            plan.wait.eq(either(attention.wait, linear.wait)),
+            plan.src.eq(either(attention.src, linear.src)),
+            plan.stride.eq(either(attention.src_stride, linear.src_stride)),
+            plan.last_tile.eq(last_row[row_bits:]),
+            plan.tail_row.eq(last_row[:row_bits]),
+            plan.last_head.eq(Mux(is_attention, attention.heads - 1, 0)),
+            plan.last_word.eq((either(attention.head_dim, linear.length) - 1)[lane_bits:]),
+            plan.last_key_tile.eq((attention.n_keys - 1)[lane_bits:]),
+            plan.covered.eq(attention.n_keys > cover_steps(config) * config.depth),
+        ]
+
+        rows, context = m.submodules.rows, m.submodules.context
+        m.d.comb += [
+            rows.stride.eq(plan.stride),
+            rows.wide.eq(plan.wide),
+            rows.constants.length.eq(linear.length),
+            rows.constants.last_word.eq(plan.last_word),
+            rows.constants.affine.eq(linear.norm == NormMode.AFFINE),
+            rows.constants.signed.eq(linear.signed),
+            rows.constants.inverse_mult.eq(linear.inverse_mult),
+            rows.constants.inverse_shift.eq(linear.inverse_shift),
+            rows.constants.epsilon.eq(linear.epsilon),
+            rows.constants.output_shift.eq(linear.norm_shift),
+            context.last_tile.eq(plan.last_key_tile),
+            context.mult.eq(attention.out_mult),
+            context.shift.eq(attention.out_shift),
+            context.covered.eq(plan.covered),
+        ]
+        return plan
+
+    def _norm_ring(self, m: Module, plan, finish) -> Signal:
+        """The ring's tail; returns whether the instruction's parameters have been written."""
+        base = Signal(range(self._config.norm_words))  # where the tail is
+        available = Signal(RING_COUNT_WIDTH)
+        m.d.sync += available.eq(self.norm_head - self.norm_tail)
+        m.d.comb += m.submodules.rows.constants.norm_base.eq(base)
+        words = plan.last_word + 1
+        with m.If(finish & plan.wide & plan.release):
+            following = base + words
+            wrapped = following - self._config.norm_words
+            m.d.sync += [self.norm_tail.eq(self.norm_tail + words), base.eq(Mux(wrapped < 0, following, wrapped))]
+        ready = Signal()
+        m.d.comb += ready.eq(available > plan.last_word)
+        return ready
+
+    def _jobs(self, m: Module, plan, begin, run) -> tuple[Value, Value, Value]:
+        """Starts one tile after another while ``run``, from row 0 after ``begin``.
+
+        Returns (all have been started, one waits for a buffer, one waits for scores only).
+        """
+        rows, context, probabilities = m.submodules.rows, m.submodules.context, m.submodules.probabilities
+        start_rows, start_context = Signal(), Signal()
+        q = _Walk(m, "q", step=start_rows, last_tile=plan.last_tile, last_head=plan.last_head)
+        p = _Walk(m, "p", step=start_context, last_tile=plan.last_tile, last_head=plan.last_head)
+
+        # LINEAR: all rows; ATTENTION: Q(0), Q(1), P(0), Q(2), P(1), ...
+        ahead = Signal(2)  # tiles of Q started whose tile of P is not
+        next_p = Signal()
+        m.d.comb += next_p.eq(plan.attention & (ahead[1] | q.done))
+        free, buffer = Signal(2, init=2), Signal()
+        started = start_rows | start_context
+        scores = probabilities.complete.bit_select(p.unit, 1)
+        can_start = run & (free != 0) & ~context.busy
+        m.d.comb += [
+            start_rows.eq(can_start & ~q.done & ~next_p & rows.ready),
+            start_context.eq(can_start & ~p.done & next_p & ~rows.busy & scores),
+        ]
+        m.d.sync += [
+            ahead.eq(ahead + start_rows - start_context),
+            free.eq(free + self.tile_freed - started),
+            buffer.eq(buffer ^ started),
+        ]
+
+        head_base = Signal(ADDRESS)
+        with m.If(begin):
+            m.d.sync += [q.restart(0), p.restart(0), ahead.eq(0)]
+        with m.If(run & start_rows & q.at_last_tile):
+            m.d.sync += head_base.eq(head_base + plan.last_word + 1)
+        with m.Elif(~run):
+            m.d.sync += head_base.eq(plan.src)
+
+        full_row = self._config.rows - 1
+        m.d.comb += [
+            rows.start.eq(start_rows),
+            rows.last_row.eq(Mux(q.at_last_tile, plan.tail_row, full_row)),
+            rows.buffer.eq(buffer),
+            rows.load.eq(q.tile == 0),
+            rows.base.eq(head_base),
+            context.start.eq(start_context),
+            context.unit.eq(p.unit),
+            context.last_row.eq(Mux(p.at_last_tile, plan.tail_row, full_row)),
+            context.buffer.eq(buffer),
+            probabilities.take.eq(start_context),
+            probabilities.take_unit.eq(p.unit),
+        ]
+        done = Signal()
+        m.d.comb += done.eq(q.done & (p.done | ~plan.attention))
+        return done, ~done & (free == 0), ~done & (free != 0) & next_p & ~scores
