@@ -215,7 +215,7 @@ class Lowering:
     def _arrange(self, *views: View) -> tuple[list[View], Callable[[View], View]]:
         """Operands of something elementwise as matrices that can be computed, and the way back.
 
-        Where they are no matrices of tokens and channels as they stand, such as `(1, channels, rows, columns)`,
+        Where they are no matrices of tokens and channels as they stand, such as `(1, channels, h, w)`,
         they are put in the order of a value that they show all of.
         """
         as_they_are = [v.matrix() for v in views]
