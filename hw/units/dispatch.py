@@ -221,6 +221,8 @@ class Dispatch(wiring.Component):
         until reset.
     number : Out(24)
         The instruction at hand, or the last one.
+    compute_number : Out(24)
+        The last instruction taken from ``o_compute``.
 
     Latency
     -------
@@ -247,12 +249,15 @@ class Dispatch(wiring.Component):
             "fault": Out(1),
             "fault_code": Out(ERROR_WIDTH),
             "number": Out(NUMBER_WIDTH),
+            "compute_number": Out(NUMBER_WIDTH),
         })  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.check = check = InstructionCheck(self.config)
-        m.submodules.queue = queue = SyncFIFO(width=INSTRUCTION_WIDTH, depth=COMPUTE_QUEUE_DEPTH)
+        m.submodules.queue = queue = SyncFIFO(
+            width=INSTRUCTION_WIDTH + NUMBER_WIDTH, depth=COMPUTE_QUEUE_DEPTH
+        )
         word, last = Signal(INSTRUCTION_WIDTH), Signal()
         opcode = word[:OPCODE_WIDTH]
         is_end = Signal()
@@ -261,13 +266,15 @@ class Dispatch(wiring.Component):
             check.word.eq(word),
             check.ring_words.eq(self.ring_words),
             self.o_compute.valid.eq(queue.r_rdy),
-            self.o_compute.payload.eq(queue.r_data),
+            self.o_compute.payload.eq(queue.r_data[:INSTRUCTION_WIDTH]),
             queue.r_en.eq(self.o_compute.ready),
-            queue.w_data.eq(word),
+            queue.w_data.eq(Cat(word, self.number)),
             self.o_stream.payload.eq(word),
             self.o_dma.payload.eq(word),
             is_end.eq(opcode == End.opcode),
         ]
+        with m.If(self.o_compute.valid & self.o_compute.ready):
+            m.d.sync += self.compute_number.eq(queue.r_data[INSTRUCTION_WIDTH:])
         m.d.sync += quiet.eq(self.all_retired & ~self.streamer_busy)
 
         waited = Signal(range(CHECK_CYCLES + 1))

@@ -46,6 +46,8 @@ class Retirement(wiring.Component):
         Each retiring instruction as it is dispatched; not ready while ``ORDER_DEPTH`` are unretired.
     compute_done, dma_done : In(1)
         One pulse per instruction that the unit has finished.
+    retire : Out(1)
+        An instruction retires; ``retired`` counts it in the next cycle.
     retired : Out(16)
         Retired since reset, wraps: what ``wait`` fields are compared with.
     retired_total : Out(24)
@@ -68,6 +70,7 @@ class Retirement(wiring.Component):
     i_order: In(stream.Signature(Dispatched))
     compute_done: In(1)
     dma_done: In(1)
+    retire: Out(1)
     retired: Out(RETIRED_WIDTH)
     retired_total: Out(NUMBER_WIDTH)
     empty: Out(1)
@@ -118,8 +121,7 @@ class Retirement(wiring.Component):
             m.d.sync += credit.eq(credit + done - may_retire)
             ready.append(may_retire)
 
-        retire = Signal()
-        m.d.comb += [retire.eq(ready[0] | ready[1]), order.r_en.eq(retire)]
-        m.d.sync += self.retired_total.eq(self.retired_total + retire)
+        m.d.comb += [self.retire.eq(ready[0] | ready[1]), order.r_en.eq(self.retire)]
+        m.d.sync += self.retired_total.eq(self.retired_total + self.retire)
         m.d.comb += self.retired.eq(self.retired_total)
         return m

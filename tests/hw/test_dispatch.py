@@ -176,6 +176,7 @@ def test_routes_in_order(source, sink):
         ctx.set(dut.streamer_busy, 0)
         await ctx.tick().repeat(2)
         assert (ctx.get(dut.done), ctx.get(dut.fault)) == (1, 0)
+        assert ctx.get(dut.compute_number) == max(n for unit, n in order if unit == Unit.COMPUTE)
 
     run(dut, source_process, order_process, *(receiver(n, k) for n, k in kinds.items()))
 
