@@ -12,7 +12,7 @@ from moevit.hw.units.arithmetic import delay
 
 
 class ATile(wiring.Component):
-    """Two buffers of T rows by ``tile_depth`` bytes, written C bytes of a row at once, read K bytes of every row.
+    """Two buffers of T rows by ``tile_depth`` bytes; C bytes of a row are written, K bytes of every row read.
 
     The rows stand side by side in one memory with a write enable each. A buffer starts at a power of two, so
     that an address is the buffer number above the word number.

@@ -12,7 +12,7 @@ from moevit.hw.units.arithmetic import adder_tree, delay
 A_WIDTH = 9  #: bits of a widened left operand; the value is int8's or uint8's
 B_WIDTH = 8
 CHAIN = 8  #: products added in one cascade
-SUM_WIDTH = A_WIDTH + B_WIDTH - 1 + 3  #: bits of the sum of CHAIN products, which is within +-255 * 128 * CHAIN
+SUM_WIDTH = A_WIDTH + B_WIDTH - 1 + 3  #: bits of the sum of CHAIN products
 SELECT = 8  #: rows that one stage of the row multiplexer chooses from
 
 
@@ -40,13 +40,13 @@ class DotProduct(wiring.Component):
     by a tree. The operands have two registers or more before the multipliers, from which each row's A goes to
     all columns and each column's B to all rows.
 
-    With ``packed_macs`` a multiplier forms a * (b1 * 2**19 + b0) for two neighbouring columns. To keep the second
-    factor in 27 bits without an adder it is (b1, b0 + 128) side by side, and the cascade starts at
-    -128 times the sum of its a. The cascade's sum is then exactly s1 * 2**19 + s0: the low 19 bits are s0 as a
-    signed number, and s1 is the rest plus the borrow, one if s0 is negative.
+    With ``packed_macs`` a multiplier forms a * (b1 * 2**19 + b0) for two neighbouring columns. To keep the
+    second factor in 27 bits without an adder it is (b1, b0 + 128) side by side, and the cascade starts at
+    -128 times the sum of its a. The cascade's sum is then exactly s1 * 2**19 + s0: the low 19 bits are s0
+    as a signed number, and s1 is the rest plus the borrow, one if s0 is negative.
 
-    When the last step of a tile has been added, the accumulators are copied to a second set of registers, from
-    which ``row`` selects, while the next tile is computed.
+    When the last step of a tile has been added, the accumulators are copied to a second set of registers,
+    from which ``row`` selects, while the next tile is computed.
 
     Parameters
     ----------
@@ -58,8 +58,8 @@ class DotProduct(wiring.Component):
     first, last : In(1), first and last step of a tile
     a : In(ArrayLayout of [T][K] signed(9)), -255 ... 255 (eight products -256 * -128 would not fit)
     b : In(ArrayLayout of [C][K] signed(8))
-    done : Out(1), a tile is complete; from the next cycle on ``row`` selects from it, until that after the next
-        ``done``
+    done : Out(1), a tile is complete; from the next cycle on ``row`` selects from it, up to and including the
+        cycle of the next ``done``
     row : In(range(T))
     acc : Out(ArrayLayout(32, C)), the accumulators of that row, int32 bit patterns, wrapping at 32 bits
 
@@ -117,7 +117,9 @@ class DotProduct(wiring.Component):
         return lanes
 
     def _skewed(self, m: Module, operands, name: str) -> list:
-        return [delay(m, operands[k], 2 + k % self._chain, name=f"{name}_{k}") for k in range(self._config.depth)]
+        return [
+            delay(m, operands[k], 2 + k % self._chain, name=f"{name}_{k}") for k in range(self._config.depth)
+        ]
 
     def _start(self, m: Module, row: int, group: int):
         """What the cascades of a row start from: -128 times the sum of a, or nothing."""

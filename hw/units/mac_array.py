@@ -29,10 +29,10 @@ def row_delay(config: AcceleratorConfig) -> int:
 class MacArray(wiring.Component):
     """Computes LINEAR and ATTENTION on T x C accumulators, one step of K products each a cycle.
 
-    Instructions are taken from ``i_instr`` when POST takes them from ``o_instr``, up to three ahead of the
-    steps. A step is issued when its A tile has been filled, its weight word (LINEAR) written, and, if it is the
-    last of its tile, when the accumulators of the previous tile have been drained by then. Behind that is a
-    pipeline that never stops.
+    Instructions are taken from ``i_instr`` when POST takes them from ``o_instr``, up to two ahead of the
+    steps. A step is issued when its A tile has been filled, its weight word (LINEAR) written, and, if it is the last
+    of its tile, when the accumulators of the previous tile will be drained by then. Behind that is a pipeline
+    that never stops.
 
     Parameters
     ----------
@@ -48,15 +48,15 @@ class MacArray(wiring.Component):
     operand : Out(MemoryReadSignature)
     ring_words : In(17), length of the weight ring; may change only while the ring is empty and both its
         pointers are 0 (after a reset)
-    ring_head : In(RING_COUNT_WIDTH), weight words written; a word counted in a cycle is read four cycles later
-        or after that
+    ring_head : In(RING_COUNT_WIDTH), weight words written; a word counted in a cycle is addressed three
+        cycles later or after that
     ring_tail : Out(RING_COUNT_WIDTH), weight words freed; a word may be overwritten as soon as it is counted
     o_rows : Out(RowSignature)
     events : Out(events_layout("mac")), at most one in a cycle; none while there is nothing to do
 
     Numerics: ``numerics.int_matmul`` of each tile, modulo 2**32.
-    Latency: ``START_LATENCY`` cycles from an instruction to its first reads, then ``row_delay`` from a tile's last
-    read to its row 0.
+    Latency: ``START_LATENCY`` cycles from an instruction to its first reads, then ``row_delay`` from a tile's
+    last read to its row 0.
     Throughput: a step a cycle; the last steps of two tiles are at least as many cycles apart as the first has
     valid rows. LINEAR of R row tiles: R * tiles * max(steps, T) cycles. No cycle is lost between instructions
     when the next one is there 4 cycles before the last step of this one.
@@ -68,7 +68,9 @@ class MacArray(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         if OPERAND_READ_LATENCY <= TILE_READ_LATENCY:
-            raise ValueError(f"OPERAND_READ_LATENCY must be more than TILE_READ_LATENCY, not {OPERAND_READ_LATENCY}")
+            raise ValueError(
+                f"OPERAND_READ_LATENCY must be more than TILE_READ_LATENCY, not {OPERAND_READ_LATENCY}"
+            )
         self._config = config
         super().__init__({
             "i_instr": In(InstructionStream), "o_instr": Out(InstructionStream),

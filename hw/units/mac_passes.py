@@ -191,7 +191,7 @@ class PassGenerator(wiring.Component):
         first = self._walk(m, "first", start, job, job.first_head_stride, self.i_job.payload.first.base)
         second = self._walk(m, "second", start, job, job.second_head_stride, self.i_job.payload.second.base)
 
-        # LINEAR has first passes only; ATTENTION's go first, first, second, first, second, ..., second, second.
+        # LINEAR has first passes only; ATTENTION: first, first, second, first, second, ..., second, second.
         in_second = Signal()
         ahead = Signal()  # one unit's first pass is ahead of its second
         exhausted = Signal()  # no first pass is left
@@ -239,7 +239,8 @@ class PassGenerator(wiring.Component):
     def _walk(self, m: Module, name: str, start, job, head_stride, first_base) -> dict:
         """Counts through the row tiles of the heads; moves on when ``take``."""
         take = Signal(name=f"{name}_take")
-        row_tile, head = Signal(ROW_TILE_WIDTH, name=f"{name}_row_tile"), Signal(HEAD_WIDTH, name=f"{name}_head")
+        row_tile = Signal(ROW_TILE_WIDTH, name=f"{name}_row_tile")
+        head = Signal(HEAD_WIDTH, name=f"{name}_head")
         unit, base = Signal(name=f"{name}_unit"), Signal(OPERAND, name=f"{name}_base")
         last_row_tile = row_tile == job.last_row_tile
         with m.If(take):

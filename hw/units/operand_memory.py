@@ -28,8 +28,8 @@ class OperandMemory(wiring.Component):
     ring_words : In(17)
     fault : Out(1), high for one cycle two cycles after a write that was suppressed
 
-    Latency: OPERAND_READ_LATENCY cycles from address to data; a write accepted in a cycle is seen by an address
-    presented two cycles later or after that.
+    Latency: OPERAND_READ_LATENCY cycles from address to data; a write accepted in a cycle is seen by an
+    address presented two cycles later or after that.
     Throughput: one read and one write a cycle.
     """
 
