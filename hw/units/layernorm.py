@@ -2,6 +2,7 @@
 
 from amaranth import *
 from amaranth.lib import data, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
@@ -26,6 +27,8 @@ _SCALE_SHIFT = arithmetic.round_shift_latency(LOG2_WIDTH, saturated=False)
 #: cycles from a row's sums to its mean, scale and shift
 STATISTICS_LATENCY = _WIDE_MULTIPLY + 2 + RSQRT_LATENCY + MULTIPLY_LATENCY + _SCALE_SHIFT
 _NORMAL_LATENCY = 2 + MULTIPLY_LATENCY + arithmetic.round_shift_latency(DOWN_WIDTH, saturated=True)
+QUEUE_LATENCY = 2  #: from a row's statistics to the other side of the queue
+MAX_TILES = 7  #: tiles that may be on their way
 _AFFINE_LATENCY = MULTIPLY_LATENCY + arithmetic.shift_latency(BETA_SHIFT_WIDTH) + 2
 #: cycles from a word's read from the row buffer to its tile write
 NORMALISE_LATENCY = _NORMAL_LATENCY + _AFFINE_LATENCY
@@ -38,7 +41,7 @@ def sums_latency(config: AcceleratorConfig) -> int:
 
 def layernorm_latency(config: AcceleratorConfig) -> int:
     """Cycles from the last word of a row in to its first tile write."""
-    return sums_latency(config) + STATISTICS_LATENCY + 1 + NORMALISE_LATENCY
+    return sums_latency(config) + STATISTICS_LATENCY + QUEUE_LATENCY + 1 + NORMALISE_LATENCY
 
 
 def row_buffer_words(config: AcceleratorConfig) -> int:
@@ -63,16 +66,17 @@ def constants_layout(config: AcceleratorConfig) -> data.StructLayout:
 
 
 def place_layout(config: AcceleratorConfig) -> data.StructLayout:
-    """Where a row goes, and whether it is the last of its tile."""
-    return data.StructLayout({"row": range(config.rows), "buffer": 1, "last_row": 1})
+    """Where a row goes, and whether it is the first or the last of its tile."""
+    return data.StructLayout({"row": range(config.rows), "buffer": 1, "first_row": 1, "last_row": 1})
 
 
 class LayerNormUnit(wiring.Component):
     """Normalises rows of int16; lanes are the C elements of a word.
 
     Words come in whenever they come and cannot be stalled. They are kept in a row buffer while the sums of
-    their row are formed; the row's mean and scale follow from a pipeline, and the row is read again,
-    normalised and written. There are no bubbles: rows follow each other as fast as they came.
+    their row are formed; the row's mean and scale follow from a pipeline and wait in a queue for their turn;
+    then the row is read again, normalised and written. There are no bubbles: rows follow each other as fast as
+    they came. The first row of a tile also waits for a free A-tile buffer, the only thing that can hold it up.
 
     Parameters
     ----------
@@ -85,11 +89,16 @@ class LayerNormUnit(wiring.Component):
     i_first, i_last : first and last word of a row
     i_place : place_layout
     norm : Out(MemoryReadSignature), gamma and beta
-    freed : Out(1), a word has left the row buffer, which holds ``row_buffer_words``; the source counts
+    freed : Out(1), a word has left the row buffer, which holds ``row_buffer_words``; the source counts, and has no
+        more than MAX_TILES tiles on their way
+    go : In(1), a buffer is free for a tile's first row
+    begin : Out(1), a tile's first row has taken it
+    waiting : Out(1), nothing is read because a tile's first row waits for ``go``
     o_tile, filled : Out(TileWriteSignature), Out(1): with the last write of a tile
 
     Numerics: ``numerics.layernorm.layernorm``; with ``affine``, ``numerics.layernorm.affine`` of the row itself.
-    Latency: ``layernorm_latency(config)`` cycles from a row's last word to its first write (tiny 54, zcu104 56).
+    Latency: ``layernorm_latency(config)`` cycles from a row's last word to its first write (tiny 56, zcu104 58),
+    if nothing is before it and a buffer is free.
     Throughput: one word per cycle in and out, rows of one word included.
     """
 
@@ -104,6 +113,9 @@ class LayerNormUnit(wiring.Component):
             "i_place": In(place_layout(config)),
             "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
             "freed": Out(1),
+            "go": In(1),
+            "begin": Out(1),
+            "waiting": Out(1),
             "o_tile": Out(TileWriteSignature(config)),
             "filled": Out(1),
         })
@@ -119,13 +131,24 @@ class LayerNormUnit(wiring.Component):
         latency = sums_latency(config) + STATISTICS_LATENCY
         ready = arithmetic.delay(m, self.i_valid & self.i_last, latency, name="ready", reset=True)
         place = arithmetic.delay(m, self.i_place, latency, name="ready_place")
-        reading, word, place, mean, scale, down = self._second_pass(m, ready, place, mean, scale, down)
+        row_layout = data.StructLayout({
+            "place": place_layout(config), "mean": signed(MEAN_WIDTH), "scale": SCALE_WIDTH, "down": DOWN_WIDTH})
+        m.submodules.queue = queue = SyncFIFOBuffered(
+            width=row_layout.size, depth=MAX_TILES * config.rows)
+        entry = Signal(row_layout)
+        m.d.comb += [entry.place.eq(place), queue.w_en.eq(ready), queue.w_data.eq(entry)]
+        with m.If(self.constants.affine):  # (16 * x - 0) * 1 / 2**4 is x
+            m.d.comb += [entry.mean.eq(0), entry.scale.eq(1), entry.down.eq(layernorm.MEAN_FRACTION)]
+        with m.Else():
+            m.d.comb += [entry.mean.eq(mean), entry.scale.eq(scale), entry.down.eq(down)]
+
+        reading, word, row = self._second_pass(m, queue, row_layout)
         values = self._row_buffer(m, lanes, reading)
-        normals = self._normalise(m, values, mean, scale, down)
+        normals = self._normalise(m, values, row.mean, row.scale, row.down)
         outputs = self._affine(m, normals, reading, word)
 
         write = Signal(data.StructLayout({"place": place.shape(), "word": self.o_tile.word.shape(), "last": 1}))
-        m.d.comb += [write.place.eq(place), write.word.eq(word), write.last.eq(word == self.constants.last_word)]
+        m.d.comb += [write.place.eq(row.place), write.word.eq(word), write.last.eq(word == self.constants.last_word)]
         write = arithmetic.delay(m, write, NORMALISE_LATENCY, name="write")
         valid = arithmetic.delay(m, reading, NORMALISE_LATENCY, name="write_valid", reset=True)
         m.d.comb += [
@@ -195,24 +218,21 @@ class LayerNormUnit(wiring.Component):
             m, Mux(excess < 0, 0, excess)[:DOWN_WIDTH], MULTIPLY_LATENCY + _SCALE_SHIFT - 1, name="down")
         return mean, scale, down
 
-    def _second_pass(self, m: Module, ready, place, mean, scale, down):
-        """From a row's statistics, reads its words in the following cycles; returns what belongs to each read."""
-        constants = self.constants
-        reading, word = Signal(), Signal.like(constants.last_word)
-        row = Signal(data.StructLayout({
-            "place": place.shape(), "mean": signed(MEAN_WIDTH), "scale": SCALE_WIDTH, "down": DOWN_WIDTH}))
-        # Rows are at least as long apart as they are long, so that a row is done when the next is ready.
-        with m.If(ready):
-            m.d.sync += [reading.eq(1), word.eq(0), row.place.eq(place)]
-            with m.If(constants.affine):  # (16 * x - 0) * 1 / 2**4 is x
-                m.d.sync += [row.mean.eq(0), row.scale.eq(1), row.down.eq(layernorm.MEAN_FRACTION)]
-            with m.Else():
-                m.d.sync += [row.mean.eq(mean), row.scale.eq(scale), row.down.eq(down)]
-        with m.Elif(word == constants.last_word):
-            m.d.sync += reading.eq(0)
+    def _second_pass(self, m: Module, queue, row_layout):
+        """Reads the words of one row of the queue after another; returns what belongs to each read."""
+        reading, word, row = Signal(), Signal.like(self.constants.last_word), Signal(row_layout)
+        head = data.View(row_layout, queue.r_data)
+        allowed, over = ~head.place.first_row | self.go, ~reading | (word == self.constants.last_word)
+        m.d.comb += [
+            queue.r_en.eq(over & allowed),
+            self.begin.eq(over & queue.r_rdy & head.place.first_row & self.go),
+            self.waiting.eq(~reading & queue.r_rdy & ~allowed),
+        ]
+        with m.If(over):
+            m.d.sync += [reading.eq(queue.r_rdy & allowed), word.eq(0), row.eq(head)]
         with m.Else():
             m.d.sync += word.eq(word + 1)
-        return reading, word, row.place, row.mean, row.scale, row.down
+        return reading, word, row
 
     def _row_buffer(self, m: Module, lanes, reading):
         """The words that wait; returns the lanes of the word read, 2 cycles after ``reading``."""

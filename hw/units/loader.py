@@ -53,8 +53,9 @@ class Loader(wiring.Component):
     """Fills A tiles in compute order: rows of activation memory, copied or normalised, and probabilities.
 
     One instruction is loaded at a time. It goes on to the array as soon as it is taken; its first read waits
-    for the retired count. A tile is started when a buffer is free. Of LINEAR, reads of a tile go on while the
-    previous one is normalised. Jobs of the two kinds of ATTENTION do not overlap.
+    for the retired count. A tile that is copied is started when a buffer is free. Rows that are normalised are
+    read ahead, as far as the row buffer holds them, and their tile takes its buffer when its first row is ready
+    to be normalised. Jobs of the two kinds of ATTENTION do not overlap.
 
     Parameters
     ----------
@@ -76,12 +77,12 @@ class Loader(wiring.Component):
     events : counters; at most one bit is high
 
     Latency: from the cycle an instruction is taken, START_LATENCY cycles (one more with LayerNorm) to the first
-    read; COPY_LATENCY (3) to the tile write of a copied word, ``norm_latency`` (tiny 57, zcu104 59) from a row's last
-    read to its first write. From ``i_staged.last``, 9 cycles to the first write of P (2 of them until the job starts).
+    read; COPY_LATENCY (3) to the tile write of a copied word, ``norm_latency`` (tiny 59, zcu104 61) from a row's last
+    read to its first write. From ``i_staged.last``, 8 cycles to the first write of P.
     Throughput, when buffers are free and nobody else reads: T * ceil(length/C) + 1 cycles per tile of LINEAR, copied
-    or normalised, if that is at least about half of ``norm_latency``; in ATTENTION a tile of Q takes
-    rows * ceil(head_dim/C) + 5 cycles, one of P rows * ceil(n_keys/C) + 8. Between two instructions the pipelines
-    run empty: 6 cycles from the last write to the next instruction's first read.
+    or normalised (if normalised, at least (T * ceil(length/C) + 21) / 2, the time that two tiles have both buffers);
+    in ATTENTION a tile of Q before one of P takes rows * ceil(head_dim/C) + 4 cycles, one of P rows *
+    ceil(n_keys/C) + 7. Between two instructions the pipelines run empty: 6 cycles from the last write to the next one's first read.
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -135,7 +136,7 @@ class Loader(wiring.Component):
             m.d.comb += getattr(self.o_tile, name).eq(
                 Mux(context.o_tile.valid, getattr(context.o_tile, name), getattr(rows.o_tile, name)))
 
-        busy = rows.busy | context.busy
+        busy = (rows.busy & ~rows.waiting) | context.busy
         m.d.comb += self.events.busy.eq(busy)
         with m.FSM(name="state"):
             with m.State("IDLE"):
@@ -160,7 +161,7 @@ class Loader(wiring.Component):
             with m.State("JOBS"):
                 m.d.comb += [
                     run.eq(1),
-                    self.events.tile.eq(no_buffer & ~busy),
+                    self.events.tile.eq((no_buffer | rows.waiting) & ~busy),
                     self.events.scores.eq(no_scores & ~busy),
                 ]
                 with m.If(done & ~rows.busy & context.idle):
@@ -253,17 +254,19 @@ class Loader(wiring.Component):
         next_p = Signal()
         m.d.comb += next_p.eq(plan.attention & (ahead[1] | q.done))
         free, buffer = Signal(2, init=2), Signal()
-        started = start_rows | start_context
+        # A tile that is normalised needs its buffer only when its first row is ready.
         scores = probabilities.complete.bit_select(p.unit, 1)
-        can_start = run & (free != 0) & ~context.busy
+        can_start = run & ((free != 0) | plan.wide) & ~context.busy
+        taken = Mux(plan.wide, rows.begin, start_rows | start_context)
         m.d.comb += [
             start_rows.eq(can_start & ~q.done & ~next_p & rows.ready),
             start_context.eq(can_start & ~p.done & next_p & ~rows.busy & scores),
+            rows.go.eq(free != 0),
         ]
         m.d.sync += [
             ahead.eq(ahead + start_rows - start_context),
-            free.eq(free + self.tile_freed - started),
-            buffer.eq(buffer ^ started),
+            free.eq(free + self.tile_freed - taken),
+            buffer.eq(buffer ^ (start_rows | start_context)),
         ]
 
         head_base = Signal(ADDRESS)
@@ -290,4 +293,4 @@ class Loader(wiring.Component):
         ]
         done = Signal()
         m.d.comb += done.eq(q.done & (p.done | ~plan.attention))
-        return done, ~done & (free == 0), ~done & (free != 0) & next_p & ~scores
+        return done, ~done & (free == 0) & ~plan.wide, ~done & (free != 0) & next_p & ~scores

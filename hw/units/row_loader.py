@@ -12,7 +12,14 @@ from moevit.hw.interfaces import (
     TileWriteSignature,
 )
 from moevit.hw.units import arithmetic
-from moevit.hw.units.layernorm import LayerNormUnit, constants_layout, layernorm_latency, place_layout, row_buffer_words
+from moevit.hw.units.layernorm import (
+    MAX_TILES,
+    LayerNormUnit,
+    constants_layout,
+    layernorm_latency,
+    place_layout,
+    row_buffer_words,
+)
 from moevit.isa.formats import ADDRESS, STRIDE
 
 COPY_LATENCY = ACTIVATION_READ_LATENCY + 1  #: cycles from an accepted read to its tile write
@@ -32,7 +39,7 @@ class RowLoader(wiring.Component):
 
     Members
     -------
-    start : In(1), begins a tile; only while ``ready``
+    start : In(1), begins a tile; only while ``ready``, and to be copied, only if its buffer is free
     last_row, buffer : the tile's last row and its buffer, taken with ``start``
     load, base : with ``start``: the first row is at ``base``, else where the previous tile's rows ended
     stride : words between rows; constant until the tile's last read
@@ -41,13 +48,15 @@ class RowLoader(wiring.Component):
         constant from 3 cycles before the first ``start`` until ``busy`` falls
     act, norm : activation and norm memory
     o_tile, filled : Out(TileWriteSignature), Out(1): with the last write of each tile
+    go, begin : a buffer is free; a tile that is normalised has taken it, with its first write still to come
     ready : the reads of the previous tile have all been accepted
     busy : tiles are started that are not filled
+    waiting : nothing is read or written because a tile that is normalised waits for ``go``
 
     Numerics: a copy, or ``numerics.layernorm.layernorm`` or ``affine``.
     Latency: the first read is one cycle after ``start``; see COPY_LATENCY and ``norm_latency``.
     Throughput: one word (or pair, if wide) per cycle, and one cycle between tiles. While rows are normalised,
-    the reads of the next tile go on.
+    the reads of the next tiles go on, of up to MAX_TILES and as far as the row buffer holds them.
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -65,8 +74,11 @@ class RowLoader(wiring.Component):
             "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
             "o_tile": Out(TileWriteSignature(config)),
             "filled": Out(1),
+            "go": In(1),
+            "begin": Out(1),
             "ready": Out(1),
             "busy": Out(1),
+            "waiting": Out(1),
         })
 
     def elaborate(self, platform):
@@ -76,9 +88,9 @@ class RowLoader(wiring.Component):
         wiring.connect(m, wiring.flipped(self.norm), unit.norm)
         m.d.comb += unit.constants.eq(constants)
 
-        request = self._requests(m, unit.freed)
         accepted = Signal()
         m.d.comb += accepted.eq(act.valid & act.ready)
+        request = self._requests(m, accepted, unit.freed)
         answer = arithmetic.delay(m, request, ACTIVATION_READ_LATENCY, name="answer")
         m.d.comb += [
             unit.i_valid.eq(act.data_valid & self.wide),
@@ -100,12 +112,14 @@ class RowLoader(wiring.Component):
             self.filled.eq((copied & answer.last & answer.place.last_row) | unit.filled),
         ]
 
-        tiles = Signal(2)
-        m.d.sync += tiles.eq(tiles + self.start - self.filled)
-        m.d.comb += self.busy.eq(tiles != 0)
+        m.d.comb += [
+            unit.go.eq(self.go),
+            self.begin.eq(unit.begin),
+            self.waiting.eq(unit.waiting & ~arithmetic.delay(m, accepted, 1, name="accepted", reset=True)),
+        ]
         return m
 
-    def _requests(self, m: Module, freed):
+    def _requests(self, m: Module, accepted, freed):
         """Reads the tile's rows word by word; returns what belongs to the read asked for in this cycle."""
         config, act, constants = self._config, self.act, self.constants
         request = Signal(data.StructLayout({
@@ -119,15 +133,20 @@ class RowLoader(wiring.Component):
         # words that are asked for and have not left the row buffer
         depth = row_buffer_words(config)
         held = Signal(range(depth + 1))
-        accepted = act.valid & act.ready
-        m.d.sync += held.eq(held + (accepted & self.wide) - freed)
+        tiles = Signal(range(MAX_TILES + 1))
+        m.d.sync += [
+            held.eq(held + (accepted & self.wide) - freed),
+            tiles.eq(tiles + self.start - self.filled),
+        ]
 
         m.d.comb += [
-            self.ready.eq(~active),
+            self.busy.eq(tiles != 0),
+            self.ready.eq(~active & (tiles != MAX_TILES)),
             act.valid.eq(active & (held != depth)),
             act.pair.eq(address[1:]),
             request.place.row.eq(row),
             request.place.buffer.eq(buffer),
+            request.place.first_row.eq(row == 0),
             request.place.last_row.eq(row == last_row),
             request.word.eq(word),
             request.first.eq(word == 0),

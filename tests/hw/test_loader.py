@@ -13,6 +13,7 @@ from hw.softmax_model import random_scores, staged_rows, tile_and_scales
 
 from moevit.config import AcceleratorConfig, get_config
 from moevit.hw.units.context_loader import CONTEXT_LATENCY, cover_steps, scale_latency
+from moevit.hw.units.layernorm import NORMALISE_LATENCY
 from moevit.hw.units.loader import START_LATENCY, Loader
 from moevit.hw.units.row_loader import COPY_LATENCY, norm_latency
 from moevit.isa import Attention, Instruction, Linear, encode
@@ -125,28 +126,29 @@ class Case:
 
 
 class Result(NamedTuple):
-    """Cycle numbers: taken instructions, accepted reads, first write and ``tile_filled`` of each job, last scores."""
+    """Cycle numbers: taken instructions, accepted reads, first write and ``tile_filled`` of each job, last scores, ..."""
 
     taken: list[int]
     reads: list[int]
     first: list[int]
     filled: list[int]
+    freed: list[int]
     staged: list[int]
     retired: list[int]
     events: dict[str, int]
     cycles: int
 
 
-def simulate(case: Case, *, delay: int = 0, seed: int = 0, norm_delay: int = 0, timeout: int = 20_000) -> Result:
+def simulate(case: Case, *, delay: int = 0, seed: int = 0, norm_delay: int = 0, array_delay: int = 0,
+             timeout: int = 20_000) -> Result:
     """Run all of it; ``delay`` is the longest random time of everybody else's steps."""
     config = case.config
     dut = Loader(config)
     rng = random.Random(seed)
-    result = Result([], [], [], [], [], [], {}, 0)
+    result = Result([], [], [], [], [], [], [], {}, 0)
     norm_words = [0] * config.norm_words
     writes: dict[tuple[int, int], bytes] = {}
     scales: list[tuple[int, int, int, int]] = []
-    freed = [0]
     cycle = [0]
     events = {name: 0 for name in dut.events.shape().members}
 
@@ -172,10 +174,12 @@ def simulate(case: Case, *, delay: int = 0, seed: int = 0, norm_delay: int = 0, 
                 assert payload == int.from_bytes(encode(case.instructions[job.instruction]), "little")
             while len(result.filled) <= index:
                 await ctx.tick()
+            for _ in range(array_delay):
+                await ctx.tick()
             await pause(ctx)
             ctx.set(dut.tile_freed, 1)
-            freed[0] += 1
             await ctx.tick()
+            result.freed.append(cycle[0])
             ctx.set(dut.tile_freed, 0)
             if job.scores is not None:
                 staged.append(job)
@@ -254,7 +258,7 @@ def simulate(case: Case, *, delay: int = 0, seed: int = 0, norm_delay: int = 0, 
             if valid:
                 index = len(result.filled)
                 assert buffer == index & 1
-                assert index - freed[0] < 2, "writes a buffer that is not free"
+                assert index - len(result.freed) < 2, "writes a buffer that is not free"
                 assert (row, word) not in writes
                 if not writes:
                     result.first.append(cycle[0])
@@ -356,11 +360,11 @@ def test_copy_cycles(name):
                              "scores": 0}
 
 
-@pytest.mark.parametrize("name", ["tiny", "wide"])
-def test_norm_cycles(name):
-    """LayerNorm of one tile overlaps the reads of the next."""
+@pytest.mark.parametrize(("name", "words"), [("tiny", 32), ("tiny", 6), ("wide", 20)])
+def test_norm_cycles(name, words):
+    """LayerNorm of one tile overlaps the reads of the next ones."""
     config = get_config(name)
-    words, tiles = 32, 4
+    tiles = 5
     case = Case(config, seed=10)
     case.linear(tiles * config.rows, words * config.columns - 1, mode=NormMode.LAYERNORM)
     result = simulate(case)
@@ -369,6 +373,25 @@ def test_norm_cycles(name):
     assert result.first[0] - result.reads[0] == words - 1 + norm_latency(config)
     assert result.filled[0] - result.first[0] == words * config.rows - 1
     assert np.diff(result.filled).tolist() == [words * config.rows + 1] * (tiles - 1)
+
+
+def test_short_norm_cycles():
+    """Rows of one word: a buffer is taken for the length of the pipeline that normalises."""
+    case, tiles = Case(CONFIG, seed=17), 20
+    case.linear(tiles * CONFIG.rows, 8, mode=NormMode.AFFINE)
+    filled = simulate(case).filled
+    assert (filled[-1] - filled[0]) / (tiles - 1) < CONFIG.rows + 12
+
+
+def test_norm_reads_ahead():
+    """With both buffers full, the next tile's rows are read and wait; their first write follows at once."""
+    case = Case(CONFIG, seed=16)
+    case.linear(16, 40, mode=NormMode.LAYERNORM)
+    result = simulate(case, delay=0, array_delay=400)
+    assert result.reads[-1] < result.freed[0]
+    assert [first - freed for first, freed in zip(result.first[2:], result.freed, strict=False)] == [
+        2 + NORMALISE_LATENCY + 1] * 2
+    assert result.events["tile"] > 700
 
 
 def test_back_to_back_cycles():

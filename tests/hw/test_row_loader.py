@@ -36,6 +36,7 @@ def _run(config, rows, stride, *, norm=None, base=64, stall=0.0, seed=0):
             ctx.set(getattr(dut.constants, name), int(value))
         ctx.set(dut.wide, norm is not None)
         ctx.set(dut.stride, stride)
+        ctx.set(dut.go, 1)
         await ctx.tick().repeat(3)
         cycle = 0
         while len(filled) < len(tiles):
