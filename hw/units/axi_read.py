@@ -52,7 +52,10 @@ class BurstSplitter(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        super().__init__({"i_request": In(request_signature(config)), "o_burst": Out(burst_signature(config))})
+        super().__init__({
+            "i_request": In(request_signature(config)),
+            "o_burst": Out(burst_signature(config)),
+        })
 
     def elaborate(self, platform):
         m = Module()
@@ -94,8 +97,8 @@ class BurstSplitter(wiring.Component):
 class ReadChannel(wiring.Component):
     """One requester's side of a read port: its bursts, and the FIFO that their data goes to.
 
-    A burst is offered when the FIFO has room for all of its data, counting what earlier bursts still bring, so
-    the data can always be taken from the bus, whatever the requester does.
+    A burst is offered when the FIFO has room for all of its data, counting what earlier bursts still bring,
+    so the data can always be taken from the bus, whatever the requester does.
 
     Parameters
     ----------
@@ -108,8 +111,8 @@ class ReadChannel(wiring.Component):
     i_beat : In(beat_signature), the bursts' data in order
     o_data : Out(read_data_signature)
 
-    Latency: 3 cycles from request to burst, 2 from beat to data. Throughput: one beat per cycle; one burst every
-    two cycles.
+    Latency: 3 cycles from request to burst, 2 from beat to data. Throughput: one beat per cycle; one burst
+    every two cycles.
     """
 
     def __init__(self, config: AcceleratorConfig, fifo_depth: int):
@@ -173,7 +176,8 @@ class AxiReadBus(wiring.Component):
     idle : Out(1), no burst is outstanding
     error : Out(channels), sticky
 
-    Latency: 1 cycle from burst to arvalid, 1 from rvalid to beat. Throughput: one burst and one beat per cycle.
+    Latency: 1 cycle from burst to arvalid, 1 from rvalid to beat. Throughput: one burst and one beat per
+    cycle.
     """
 
     def __init__(self, config: AcceleratorConfig, channels: int, outstanding: int):
@@ -267,7 +271,11 @@ class AxiReadBus(wiring.Component):
 
 
 def connect_channels(
-    m: Module, bus: AxiReadBus, requests: Sequence[object], streams: Sequence[object], fifo_depths: Sequence[int]
+    m: Module,
+    bus: AxiReadBus,
+    requests: Sequence[object],
+    streams: Sequence[object],
+    fifo_depths: Sequence[int],
 ) -> None:
     """Put a ReadChannel between each pair of request and data streams and the bus."""
     for i, depth in enumerate(fifo_depths):
@@ -292,17 +300,17 @@ class AxiReadPort(wiring.Component):
     -------
     i_request : In(request_signature), bus-aligned address, at least one beat
     o_data : Out(read_data_signature), in order
-    axi : Out(AxiReadSignature), INCR bursts of up to 16 beats that begin and end at multiples of 16 beats inside a
-        request, so never cross a 4 KB boundary; registered outputs; rready is constant 1
-    halt : In(1), no burst is raised any more, one that is stays until accepted; data that comes is dropped. The
-        port is used again only after ``clear``
+    axi : Out(AxiReadSignature), INCR bursts of up to 16 beats that begin and end at multiples of 16 beats
+        inside a request, so never cross a 4 KB boundary; registered outputs; rready is constant 1
+    halt : In(1), no burst is raised any more, one that is stays until accepted; data that comes is dropped.
+        The port is used again only after ``clear``
     idle : Out(1), no burst is outstanding
-    error : Out(1), sticky until ``clear``: a beat came with SLVERR or DECERR. That beat and all later ones are
-        dropped, and no burst is raised any more
+    error : Out(1), sticky until ``clear``: a beat came with SLVERR or DECERR. That beat and all later ones
+        are dropped, and no burst is raised any more
     clear : In(1), forgets requests, data and error; has effect only in a cycle with ``idle``
 
-    Latency: 4 cycles from request to arvalid, 3 from rvalid to data. Throughput: one beat per cycle, a burst every two
-    cycles.
+    Latency: 4 cycles from request to arvalid, 3 from rvalid to data. Throughput: one beat per cycle, a burst
+    every two cycles.
 
     Raises
     ------

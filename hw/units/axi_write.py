@@ -9,7 +9,11 @@ from amaranth.utils import exact_log2
 from moevit.config import AcceleratorConfig
 from moevit.hw.interfaces import AxiWriteSignature, request_signature, write_data_signature
 from moevit.hw.units.axi_read import (
-    BURST_BEATS, BURST_INCR, CACHE_MODIFIABLE_BUFFERABLE, BurstSplitter, check_port,
+    BURST_BEATS,
+    BURST_INCR,
+    CACHE_MODIFIABLE_BUFFERABLE,
+    BurstSplitter,
+    check_port,
 )
 
 
@@ -33,11 +37,12 @@ class AxiWritePort(wiring.Component):
     axi : Out(AxiWriteSignature), INCR bursts as in AxiReadPort; registered outputs; bready is constant 1
     halt : In(1), no burst is raised any more; those that are get their data. Used again only after ``clear``
     idle : Out(1), no burst is outstanding
-    error : Out(1), sticky until ``clear``: a response was SLVERR or DECERR. No burst is raised any more, ``done``
-        does not come
+    error : Out(1), sticky until ``clear``: a response was SLVERR or DECERR. No burst is raised any more,
+        ``done`` does not come
     clear : In(1), forgets requests, data and error; has effect only in a cycle with ``idle``
 
-    Latency: 4 cycles from the request, 3 from a burst's last data, to awvalid. Throughput: one beat per cycle.
+    Latency: 4 cycles from the request, 3 from a burst's last data, to awvalid. Throughput: one beat per
+    cycle.
 
     Raises
     ------
@@ -66,7 +71,7 @@ class AxiWritePort(wiring.Component):
         m.submodules.fifo = fifo = SyncFIFOBuffered(
             width=Shape.cast(self.i_data.payload.shape()).width, depth=self.fifo_depth
         )
-        m.submodules.order = order = SyncFIFO(width=1, depth=self.outstanding)  # unanswered: last of its request?
+        m.submodules.order = order = SyncFIFO(width=1, depth=self.outstanding)  # last of its request?
         m.submodules.lengths = lengths = SyncFIFO(width=exact_log2(BURST_BEATS), depth=self.outstanding)
         connect(m, flipped(self.i_request), splitter.i_request)
         m.d.comb += [
@@ -94,7 +99,8 @@ class AxiWritePort(wiring.Component):
         take = Signal()
         m.d.comb += [
             take.eq(
-                complete & (~axi.awvalid | axi.awready) & order.w_rdy & lengths.w_rdy & ~self.halt & ~self.error
+                complete & (~axi.awvalid | axi.awready) & order.w_rdy & lengths.w_rdy
+                & ~self.halt & ~self.error
             ),
             burst.ready.eq(take),
             order.w_en.eq(take),

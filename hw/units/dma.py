@@ -1,4 +1,4 @@
-"""The DMA unit: DMA_IN scatters bytes from DRAM into activation memory, DMA_OUT copies words to the output buffer."""
+"""The DMA unit: DMA_IN scatters bytes of DRAM into activation memory, DMA_OUT fills the output buffer."""
 
 from amaranth import *
 from amaranth.lib import data, wiring
@@ -8,19 +8,29 @@ from amaranth.utils import exact_log2
 
 from moevit.config import DMA_QUEUE_DEPTH, AcceleratorConfig
 from moevit.hw.interfaces import (
-    PAIR_WIDTH, ActivationReadSignature, ActivationWriteSignature, InstructionStream, events_layout,
-    instruction_layout, read_data_signature, request_signature, write_data_signature,
+    PAIR_WIDTH,
+    ActivationReadSignature,
+    ActivationWriteSignature,
+    InstructionStream,
+    events_layout,
+    instruction_layout,
+    read_data_signature,
+    request_signature,
+    write_data_signature,
 )
 from moevit.isa import INSTRUCTION_WIDTH, DmaIn, DmaOut
-from moevit.isa.formats import ADDRESS, BYTE_ADDRESS, DmaSource
+from moevit.isa.formats import BYTE_ADDRESS, DmaSource
 
-JOB_WIDTH = max(f.offset + f.width for kind in (DmaIn, DmaOut) for f in kind.fields())  #: used bits of an instruction
+#: used bits of an instruction
+JOB_WIDTH = max(f.offset + f.width for kind in (DmaIn, DmaOut) for f in kind.fields())
 RUN_WIDTH = 25  #: bits of the bytes of a run; more than the activation memory can have
 RUN_QUEUE_DEPTH = 16  #: runs that have been requested and wait for their data
 MOVE_QUEUE_DEPTH = 8  #: moves that wait for the activation memory
 PAIR_QUEUE_DEPTH = 4  #: pairs read, or being read, for DMA_OUT
 
-FAULTS_LAYOUT = data.StructLayout({"input_range": 1, "output_range": 1, "image_range": 1, "activation_range": 1})
+FAULTS_LAYOUT = data.StructLayout({
+    "input_range": 1, "output_range": 1, "image_range": 1, "activation_range": 1,
+})
 
 
 def job_view(kind: type, job: Value) -> data.View:
@@ -79,7 +89,9 @@ class DmaExtents(wiring.Component):
                 self.dram_end.eq(self.dram_end + dram_step),
                 self.activation_end.eq(self.activation_end + activation_step),
             ]
-        m.d.sync += [times.eq(times >> 1), dram_step.eq(dram_step << 1), activation_step.eq(activation_step << 1)]
+        m.d.sync += [
+            times.eq(times >> 1), dram_step.eq(dram_step << 1), activation_step.eq(activation_step << 1),
+        ]
         m.d.comb += running.eq(times != 0)
 
         with m.FSM(name="extents"):
@@ -103,7 +115,9 @@ class DmaExtents(wiring.Component):
                     m.next = "RUN"
             with m.State("RUN"):
                 with m.If(~running):
-                    m.d.sync += [self.run_bytes.eq(self.dram_end), self.dram_end.eq(self.dram_end + into.offset)]
+                    m.d.sync += [
+                        self.run_bytes.eq(self.dram_end), self.dram_end.eq(self.dram_end + into.offset),
+                    ]
                     loop(into.count0, into.src_stride0, into.dst_stride0)
                     m.next = "OUTER"
             with m.State("OUTER"):
@@ -266,7 +280,8 @@ class DmaCopyIn(wiring.Component):
         with m.If(~active):
             m.d.comb += runs.r_en.eq(1)
             m.d.sync += [
-                active.eq(runs.r_rdy), position.eq(run.low), dst.eq(run.dst), next_dst.eq(run.dst + job.dst_segment),
+                active.eq(runs.r_rdy), position.eq(run.low),
+                dst.eq(run.dst), next_dst.eq(run.dst + job.dst_segment),
                 left.eq(job.segment_bytes), segments_left.eq(job.segments - 1),
             ]
 
@@ -275,7 +290,8 @@ class DmaCopyIn(wiring.Component):
         m.d.sync += [
             move_valid.eq(take),
             move.data.eq(Cat(
-                Mux(position <= i, held.word_select(i, 8), beats.r_data.word_select(i, 8)) for i in range(width)
+                Mux(position <= i, held.word_select(i, 8), beats.r_data.word_select(i, 8))
+                for i in range(width)
             )),
             move.rotation.eq(dst[:low_bits] - position),
             move.dst.eq(dst),
@@ -432,8 +448,8 @@ class DmaCopyOut(wiring.Component):
 class Dma(wiring.Component):
     """Executes DMA_IN and DMA_OUT, one after the other, in order.
 
-    An instruction's extents in both memories are computed while it may still have to wait; when one of them ends
-    beyond its buffer or memory, nothing is transferred and the unit stops.
+    An instruction's extents in both memories are computed while it may still have to wait; when one of them
+    ends beyond its buffer or memory, nothing is transferred and the unit stops.
 
     Parameters
     ----------
@@ -451,14 +467,16 @@ class Dma(wiring.Component):
     write_done : In(1), its ``done``
     done : Out(1), a pulse per instruction: every byte is written (of DMA_OUT: and its writes answered)
     faults : Out(FAULTS_LAYOUT), until reset. A DMA_OUT whose offset is not a multiple of the bus word is an
-        output_range fault, a DMA_IN whose runs are longer than the activation memory can be an activation_range one
+        output_range fault, a DMA_IN whose runs are longer than the activation memory can be an
+        activation_range one
     busy : Out(1), an instruction is queued or under way
     events : Out(events_layout("dma"))
 
     Latency: 11 cycles from a DMA_IN without loops to its first request, and one for each bit of the loops'
     last indices (segments - 1, count0 - 1, count1 - 1); 7 for a DMA_OUT.
-    Throughput: DMA_IN moves up to a bus word per cycle (but not past the end of a segment or of a pair of activation
-    words), and a run costs one cycle more; a request every two cycles. DMA_OUT: a word, or a bus word, per cycle.
+    Throughput: DMA_IN moves up to a bus word per cycle (but not past the end of a segment or of a pair of
+    activation words), and a run costs one cycle more; a request every two cycles. DMA_OUT: a word, or a bus
+    word, per cycle.
     """
 
     def __init__(self, config: AcceleratorConfig):

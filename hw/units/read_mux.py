@@ -15,8 +15,8 @@ from moevit.hw.units.axi_read import AxiReadBus, check_port, connect_channels
 class ReadMux(wiring.Component):
     """An AXI4 read port that several requesters share, burst by burst in turn.
 
-    Each has a data FIFO of its own, in which room is reserved before a burst is raised. So data never waits on
-    the bus and nobody is blocked by what another does not consume.
+    Each has a data FIFO of its own, in which room is reserved before a burst is raised. So data never waits
+    on the bus and nobody is blocked by what another does not consume.
 
     Parameters
     ----------
@@ -40,7 +40,12 @@ class ReadMux(wiring.Component):
     """
 
     def __init__(
-        self, config: AcceleratorConfig, clients: int, *, outstanding: int = 16, fifo_depth: int | Sequence[int] = 128
+        self,
+        config: AcceleratorConfig,
+        clients: int,
+        *,
+        outstanding: int = 16,
+        fifo_depth: int | Sequence[int] = 128,
     ):
         self.config = config
         self.clients = clients

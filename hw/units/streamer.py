@@ -9,8 +9,15 @@ from amaranth.utils import exact_log2
 from moevit.config import STREAM_QUEUE_DEPTH, AcceleratorConfig
 from moevit.errors import ConfigError
 from moevit.hw.interfaces import (
-    REQUEST_BEATS_WIDTH, RING_COUNT_WIDTH, InstructionStream, MemoryWriteSignature, OperandWriteSignature,
-    events_layout, instruction_layout, read_data_signature, request_signature,
+    REQUEST_BEATS_WIDTH,
+    RING_COUNT_WIDTH,
+    InstructionStream,
+    MemoryWriteSignature,
+    OperandWriteSignature,
+    events_layout,
+    instruction_layout,
+    read_data_signature,
+    request_signature,
 )
 from moevit.isa import INSTRUCTION_WIDTH, Stream
 from moevit.isa.fields import OPCODE_WIDTH
@@ -32,22 +39,25 @@ PART_LAYOUT = data.StructLayout({"kind": Part, "words": WORDS_WIDTH})
 
 
 def word_beats(config: AcceleratorConfig) -> dict[Part, int]:
-    """Bus words that each port brings for one ring word. Raises ConfigError when that is not a whole number."""
+    """Bus words that each port brings for one ring word. Raises ConfigError when that is no whole number."""
     lot = config.weight_ports * config.axi_bytes
     words = {
-        Part.NORM: config.norm_word_bytes, Part.POST: config.post_word_bytes, Part.WEIGHTS: config.operand_word_bytes,
+        Part.NORM: config.norm_word_bytes,
+        Part.POST: config.post_word_bytes,
+        Part.WEIGHTS: config.operand_word_bytes,
     }
     for part, size in words.items():
         if size % lot:
             raise ConfigError(
-                f"configuration {config.name!r}: a {part.name.lower()} word of {size} bytes is not a multiple of "
-                f"weight_ports ({config.weight_ports}) bus words of {config.axi_bytes} bytes"
+                f"configuration {config.name!r}: a {part.name.lower()} word of {size} bytes is no multiple "
+                f"of weight_ports ({config.weight_ports}) bus words of {config.axi_bytes} bytes"
             )
     beats = {part: size // lot for part, size in words.items()}
     if max(beats.values()) << WORDS_WIDTH > 1 << REQUEST_BEATS_WIDTH:
         raise ConfigError(
-            f"configuration {config.name!r}: a word of {max(beats.values())} beats is too long: axi_data_width "
-            f"({config.axi_data_width}) is too small for columns ({config.columns}) and depth ({config.depth})"
+            f"configuration {config.name!r}: a word of {max(beats.values())} beats is too long: "
+            f"axi_data_width ({config.axi_data_width}) is too small for columns ({config.columns}) and depth "
+            f"({config.depth})"
         )
     return beats
 
@@ -100,7 +110,7 @@ class StreamRequester(wiring.Component):
         done = Signal()  # with this part
         byte_bits = exact_log2(config.axi_bytes)
         m.d.comb += start.eq(block << exact_log2(BLOCK_BYTES))
-        for i, request in enumerate(self.o_request):
+        for request in self.o_request:
             m.d.comb += [request.payload.addr.eq(addr), request.payload.beats.eq(beats)]
         m.d.comb += self.o_part.payload.eq(part)
 
@@ -156,8 +166,8 @@ class StreamRequester(wiring.Component):
 class StreamAssembler(wiring.Component):
     """Puts the ports' slices together to words and writes them to the rings.
 
-    All ports are taken from in the same cycles. A word is gathered in a shift register per port (beat 0 ends up
-    lowest whatever the number of beats) and goes on to an output register when its ring has room.
+    All ports are taken from in the same cycles. A word is gathered in a shift register per port (beat 0 ends
+    up lowest whatever the number of beats) and goes on to an output register when its ring has room.
 
     Members: those of Streamer of the same names, and
     i_part : In(stream of PART_LAYOUT)
@@ -244,7 +254,7 @@ class StreamAssembler(wiring.Component):
         for kind, memory, enable, size, head, tail in rings:
             name = kind.name.lower()
             taken = Signal(RING_COUNT_WIDTH, name=f"{name}_taken")  # words that have a place in the ring
-            limit = Signal(RING_COUNT_WIDTH, name=f"{name}_limit")  # what ``taken`` may reach; only ever rises
+            limit = Signal(RING_COUNT_WIDTH, name=f"{name}_limit")  # what that may reach; only ever rises
             pointer = Signal.like(memory.addr, name=f"{name}_pointer")
             last = Signal(WORDS_WIDTH, name=f"{name}_last")
             m.d.sync += [limit.eq(tail + size), last.eq(size - 1)]
@@ -259,7 +269,9 @@ class StreamAssembler(wiring.Component):
             with m.If(written[kind.value]):
                 m.d.sync += head.eq(head + 1)
             skipped = self.most_beats - self.beats[kind]
-            m.d.comb += memory.data.eq(Cat(beats[i] for beats in word for i in range(skipped, self.most_beats)))
+            m.d.comb += memory.data.eq(
+                Cat(beats[i] for beats in word for i in range(skipped, self.most_beats))
+            )
         m.d.comb += [
             self.operand.mask.eq(~0),
             self.events.busy.eq(written.any()),
@@ -282,8 +294,8 @@ def ring_members(config: AcceleratorConfig) -> dict[str, object]:
 class Streamer(wiring.Component):
     """Executes STREAM instructions: LayerNorm parameters, POST parameters and weights, in this order.
 
-    Requests run ahead of the data by as much as the ports' FIFOs hold; ring room is needed only to write. Word w of
-    a part is the concatenation of word w of each port's slice, port 0 lowest.
+    Requests run ahead of the data by as much as the ports' FIFOs hold; ring room is needed only to write.
+    Word w of a part is the concatenation of word w of each port's slice, port 0 lowest.
 
     Parameters
     ----------
@@ -299,15 +311,15 @@ class Streamer(wiring.Component):
     operand : Out(OperandWriteSignature), whole words at 0 … ring_words - 1 in turn
     post : Out(MemoryWriteSignature(post_words, 64 * columns))
     norm : Out(MemoryWriteSignature(norm_words, 32 * columns))
-    ring_head, post_head, norm_head : Out(RING_COUNT_WIDTH), words written since reset; counts a word from the cycle
-        after its write on
+    ring_head, post_head, norm_head : Out(RING_COUNT_WIDTH), words written since reset; counts a word from the
+        cycle after its write on
     ring_tail, post_tail, norm_tail : In(RING_COUNT_WIDTH), words freed since reset
     fault : Out(1), a part ends beyond ``image_bytes``; nothing of it was requested. Until reset
     busy : Out(1), something is queued or on its way
     events : Out(events_layout("stream"))
 
-    Latency: 4 cycles from an instruction to its first request, 2 more for each empty part before; 2 cycles from the
-    last beat of a word to its write.
+    Latency: 4 cycles from an instruction to its first request, 2 more for each empty part before; 2 cycles
+    from the last beat of a word to its write.
     Throughput: one beat of every port per cycle: a part of W words takes W * word bytes / (P * bus bytes).
 
     Raises

@@ -10,8 +10,9 @@ from typing import Any
 class AxiMemory:
     """Bytes that any number of ports read and write, from ``base``.
 
-    Every port checks its master: bursts are INCR, aligned to the bus word, at most 16 beats and inside one 4 KB
-    page and the memory; a valid that waits stays, with its payload. ``reads`` and ``writes`` log (address, beats).
+    Every port checks its master: bursts are INCR, aligned to the bus word, at most 16 beats and inside one
+    4 KB page and the memory; a valid that waits stays, with its payload. ``reads`` and ``writes`` log
+    (address, beats).
     """
 
     size: int
@@ -33,10 +34,12 @@ class AxiMemory:
 
     def _check_address(self, addr: int, length: int, size: int, burst: int, bus_bytes: int) -> None:
         beats = length + 1
-        assert 1 << size == bus_bytes and burst == 1 and beats <= 16
+        assert (1 << size, burst) == (bus_bytes, 1)
+        assert beats <= 16
         assert addr % bus_bytes == 0, f"unaligned {addr:#x}"
-        assert addr // 4096 == (addr + beats * bus_bytes - 1) // 4096, f"burst {addr:#x} + {beats} crosses 4 KB"
-        assert self.base <= addr and addr + beats * bus_bytes <= self.base + self.size, f"outside: {addr:#x}"
+        end = addr + beats * bus_bytes
+        assert addr // 4096 == (end - 1) // 4096, f"burst {addr:#x} + {beats} crosses 4 KB"
+        assert self.base <= addr < end <= self.base + self.size, f"outside: {addr:#x}"
 
     def _due(self, cycle: int, rng: random.Random) -> int:
         return cycle + self.latency + rng.randint(0, self.jitter)
@@ -58,7 +61,7 @@ class AxiMemory:
                 cycle += 1
                 assert rready, "rready fell"
                 if waiting is not None:
-                    assert arvalid and waiting == (addr, length), "an address changed while it waited"
+                    assert (arvalid, *waiting) == (1, addr, length), "an address changed while it waited"
                 waiting = (addr, length) if arvalid and not arready else None
                 if rvalid and rlast:
                     self.outstanding -= 1
@@ -106,9 +109,9 @@ class AxiMemory:
                 cycle += 1
                 assert bready, "bready fell"
                 if waiting is not None:
-                    assert awvalid and waiting == (addr, length), "an address changed while it waited"
+                    assert (awvalid, *waiting) == (1, addr, length), "an address changed while it waited"
                 if waiting_data is not None:
-                    assert wvalid and waiting_data == (wdata, wstrb, wlast), "data changed while it waited"
+                    assert (wvalid, *waiting_data) == (1, wdata, wstrb, wlast), "data changed while it waited"
                 waiting = (addr, length) if awvalid and not awready else None
                 waiting_data = (wdata, wstrb, wlast) if wvalid and not wready else None
                 if bvalid:

@@ -1,10 +1,11 @@
 # amaranth: UnusedElaboratable=no
+import dataclasses
 import random
 
 import pytest
+
 from hw.axi_model import AxiMemory
 from hw.bench import get, put, run
-
 from moevit.config import CONFIGS
 from moevit.errors import ConfigError
 from moevit.hw.units.axi_read import AxiReadPort
@@ -18,7 +19,8 @@ STALLS = {
 
 def some_requests(bus_bytes, size, count, seed, most=70):
     rng = random.Random(seed)
-    corners = [(0, 1), (4096 - bus_bytes, 2), (4096 - 17 * bus_bytes, 40), (8192 - 16 * bus_bytes, 16), (8192, 32)]
+    corners = [(0, 1), (4096 - bus_bytes, 2), (4096 - 17 * bus_bytes, 40)]
+    corners += [(8192 - 16 * bus_bytes, 16), (8192, 32)]
     while len(corners) < count:
         beats = rng.randint(1, most)
         corners.append((rng.randrange(0, size - beats * bus_bytes, bus_bytes), beats))
@@ -27,7 +29,7 @@ def some_requests(bus_bytes, size, count, seed, most=70):
 
 def expected(memory, requests, bus_bytes):
     return [
-        (int.from_bytes(memory.bytes[offset + i * bus_bytes : offset + (i + 1) * bus_bytes], "little"), i == beats - 1)
+        (int.from_bytes(memory.bytes[offset + i * bus_bytes :][:bus_bytes], "little"), i == beats - 1)
         for offset, beats in requests
         for i in range(beats)
     ]
@@ -61,7 +63,7 @@ def test_data(stalls, sink_stall, fifo_depth):
 
 @pytest.mark.parametrize("width", [32, 512])
 def test_bus_widths(width):
-    config = CONFIGS["zcu104"].from_dict(CONFIGS["zcu104"].to_dict() | {"axi_data_width": width, "weight_ports": 1})
+    config = dataclasses.replace(CONFIGS["zcu104"], axi_data_width=width, weight_ports=1)
     dut = AxiReadPort(config, fifo_depth=32)
     memory = AxiMemory(16384, BASE, latency=10)
     requests = some_requests(width // 8, 16384, 8, seed=1)
@@ -77,7 +79,7 @@ def test_bus_widths(width):
 
 
 def test_latency_and_throughput():
-    """Full rate at a latency of 60 cycles with the default depth, from an address that is not burst-aligned."""
+    """Full rate at a latency of 60 cycles with the default depth, from inside a burst's stretch."""
     dut = AxiReadPort(CONFIGS["tiny"])
     memory = AxiMemory(16384, BASE, latency=60)
     beats = 600
@@ -157,7 +159,8 @@ def test_error_is_sticky_and_stops_the_data():
 
     async def bench(ctx):
         await put(ctx, dut.i_request, as_payloads([(0, 200)]))
-        assert [b.data for b in await get(ctx, dut.o_data, 37)] == [d for d, _ in expected(memory, [(0, 37)], 16)]
+        want = [d for d, _ in expected(memory, [(0, 37)], 16)]
+        assert [b.data for b in await get(ctx, dut.o_data, 37)] == want
         ctx.set(dut.o_data.ready, 1)
         for _ in range(100):
             _, _, valid = await ctx.tick().sample(dut.o_data.valid)

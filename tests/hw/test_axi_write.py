@@ -2,9 +2,9 @@
 import random
 
 import pytest
+
 from hw.axi_model import AxiMemory
 from hw.bench import put, run
-
 from moevit.config import CONFIGS
 from moevit.errors import ConfigError
 from moevit.hw.units.axi_write import AxiWritePort
@@ -21,10 +21,8 @@ def words(beats, seed, width=16):
     """Data and strobes; the last word is partial."""
     rng = random.Random(seed)
     full = (1 << width) - 1
-    return [
-        {"data": rng.getrandbits(8 * width), "strb": full if i < beats - 1 else rng.choice([full, 1, 0x7F & full])}
-        for i in range(beats)
-    ]
+    strobes = [full] * (beats - 1) + [rng.choice([full, 1, 0x7F])]
+    return [{"data": rng.getrandbits(8 * width), "strb": strb} for strb in strobes]
 
 
 def apply(image, offset, data, width=16):
@@ -47,7 +45,8 @@ def test_bytes(stalls, source_stall, outstanding, fifo_depth):
     done = 0
 
     async def requests(ctx):
-        await put(ctx, dut.i_request, [{"addr": BASE + o, "beats": b} for o, b in REQUESTS], stall=source_stall)
+        payloads = [{"addr": BASE + offset, "beats": beats} for offset, beats in REQUESTS]
+        await put(ctx, dut.i_request, payloads, stall=source_stall)
 
     async def source(ctx):
         await put(ctx, dut.i_data, [w for part in data for w in part], stall=source_stall)
@@ -67,7 +66,7 @@ def test_bytes(stalls, source_stall, outstanding, fifo_depth):
 
 
 def test_store_and_forward_at_full_rate():
-    """A slow source never shows on the bus: nothing is raised before its data is there, then a beat per cycle."""
+    """Nothing is raised before its data is there, then a beat per cycle."""
     dut = AxiWritePort(CONFIGS["tiny"])
     memory = AxiMemory(16384, BASE)
 
@@ -80,11 +79,9 @@ def test_store_and_forward_at_full_rate():
         ctx.set(dut.i_data.payload, words(1, 1)[0])
         ctx.set(dut.i_data.valid, 1)
         await ctx.tick()
-        for latency in range(1, 10):
+        for latency in range(1, 4):
             _, _, awvalid = await ctx.tick().sample(dut.axi.awvalid)
-            if awvalid:
-                break
-        assert latency == 3
+            assert awvalid == (latency == 3)
         beats = cycles = 0
         while beats < 48:  # the source gives one a cycle from here on
             _, _, taken = await ctx.tick().sample(dut.axi.wvalid & dut.axi.wready)

@@ -4,9 +4,9 @@ import random
 import pytest
 from amaranth import Module
 from amaranth.lib import wiring
+
 from hw.axi_model import AxiMemory
 from hw.bench import put, run
-
 from moevit.config import CONFIGS
 from moevit.hw.interfaces import ACTIVATION_READ_LATENCY
 from moevit.hw.units.axi_write import AxiWritePort
@@ -44,7 +44,9 @@ class Bench:
 
     def module(self):
         m = Module()
-        m.submodules.dma, m.submodules.mux, m.submodules.writer = dma, mux, writer = self.dma, self.mux, self.writer
+        m.submodules.dma = dma = self.dma
+        m.submodules.mux = mux = self.mux
+        m.submodules.writer = writer = self.writer
         wiring.connect(m, dma.o_request, mux.i_request[0])
         wiring.connect(m, mux.o_data[0], dma.i_data)
         wiring.connect(m, dma.o_write, writer.i_request)
@@ -67,7 +69,8 @@ class Bench:
             ctx.set(read.ready, self.rng.random() >= self.act_stall)
             ctx.set(write.ready, self.rng.random() >= self.act_stall)
             _, _, reads, pair, writes, to, word, mask, done, events = await ctx.tick().sample(
-                read.valid & read.ready, read.pair, write.valid & write.ready, write.pair, write.data, write.mask,
+                read.valid & read.ready, read.pair,
+                write.valid & write.ready, write.pair, write.data, write.mask,
                 self.dma.done, self.dma.events,
             )
             self.cycle += 1
@@ -76,7 +79,8 @@ class Bench:
                 self.done_times.append(self.cycle)
             for cause in self.events:
                 self.events[cause] += getattr(events, cause)
-            in_flight.append(int.from_bytes(self.activations[pair * size :][:size], "little") if reads else None)
+            word_pair = int.from_bytes(self.activations[pair * size :][:size], "little")
+            in_flight.append(word_pair if reads else None)
             answer = in_flight.pop(0)
             ctx.set(read.data_valid, answer is not None)
             ctx.set(read.data, self.rng.getrandbits(8 * size) if answer is None else answer)
@@ -119,7 +123,7 @@ class Bench:
                 for b in range(i.count1):
                     src = start + a * i.src_stride0 + b * i.src_stride1
                     dst = i.dst + a * i.dst_stride0 + b * i.dst_stride1
-                    for s in range(i.segments):
+                    for _ in range(i.segments):
                         act[dst : dst + i.segment_bytes] = dram[src : src + i.segment_bytes]
                         src += i.segment_bytes
                         dst += i.dst_segment
@@ -133,14 +137,17 @@ def copies_in(seed, count):
         DmaIn(offset=BUFFER - 1, segment_bytes=1, dst=8191),
         DmaIn(offset=32, segment_bytes=16, dst=16),
         DmaIn(offset=3, segment_bytes=1001, dst=130),
-        DmaIn(source=1, offset=5, count0=3, count1=2, src_stride0=500, src_stride1=71, dst_stride0=1000, dst_stride1=300,
+        DmaIn(source=1, offset=5, count0=3, count1=2, src_stride0=500, src_stride1=71,
+              dst_stride0=1000, dst_stride1=300,
               segments=9, segment_bytes=3, dst_segment=11, dst=7),
-        DmaIn(offset=14, count1=5, src_stride1=16, dst_stride1=20, segment_bytes=4, dst=1),  # across two bus words
+        # Runs across two bus words.
+        DmaIn(offset=14, count1=5, src_stride1=16, dst_stride1=20, segment_bytes=4, dst=1),
     ]
     while len(out) < count:
         segments, segment_bytes = rng.choice([(1, 28), (1, 96), (4, 7), (3, 16), (2, 40), (1, 200)])
         out.append(DmaIn(
-            source=rng.randint(0, 1), offset=rng.randrange(400), count0=rng.randint(1, 3), count1=rng.randint(1, 3),
+            source=rng.randint(0, 1), offset=rng.randrange(400),
+            count0=rng.randint(1, 3), count1=rng.randint(1, 3),
             src_stride0=rng.randrange(1000), src_stride1=rng.randrange(600), dst_stride0=rng.randrange(1500),
             dst_stride1=rng.randrange(900), segments=segments, segment_bytes=segment_bytes,
             dst_segment=rng.randrange(segment_bytes, 240), dst=rng.randrange(1000),
@@ -175,8 +182,8 @@ def test_dma_in(shape, stalls):
 def test_dma_out(shape, stalls):
     """Whole words from even and odd places; nothing around them changes, in the last bus word neither."""
     bench = Bench(SHAPES[shape], seed=len(stalls), **STALLS[stalls])
-    program = [DmaOut(src=s, words=w, offset=o)
-               for s, w, o in [(0, 1, 0), (3, 1, 256), (2, 2, 1024), (5, 2, 2048), (7, 9, 3072), (1, 67, 3584)]]
+    places = [(0, 1, 0), (3, 1, 256), (2, 2, 1024), (5, 2, 2048), (7, 9, 3072), (1, 67, 3584)]
+    program = [DmaOut(src=src, words=words, offset=offset) for src, words, offset in places]
     program = [i for i in program if i.offset + i.words * bench.config.columns <= BUFFER]
     act, want = bench.apply(program)
 
@@ -193,7 +200,8 @@ def test_mixed_in_order():
     bench = Bench(SHAPES["tiny"], latency=30, act_stall=0.3)
     program = []
     for i in range(4):
-        program += [DmaIn(offset=100 * i + 1, segment_bytes=99, dst=0), DmaOut(src=0, words=12, offset=512 * i)]
+        program.append(DmaIn(offset=100 * i + 1, segment_bytes=99, dst=0))
+        program.append(DmaOut(src=0, words=12, offset=512 * i))
     want, dram = bench.apply([])
     act = bytearray(want)
     for i in range(4):
@@ -278,8 +286,8 @@ def test_dma_out_rate(shape):
 def test_short_runs_are_not_latency_bound():
     """Patch rows of 28 bytes at 60 cycles of latency: a few cycles each."""
     bench = Bench(SHAPES["tiny"], latency=60)
-    program = [DmaIn(offset=1, count0=8, count1=12, src_stride0=600, src_stride1=29, dst_stride0=512, dst_stride1=32,
-                     segment_bytes=28, dst=0)]
+    program = [DmaIn(offset=1, count0=8, count1=12, src_stride0=600, src_stride1=29,
+                     dst_stride0=512, dst_stride1=32, segment_bytes=28, dst=0)]
     want, _ = bench.apply(program)
 
     async def process(ctx):
@@ -302,7 +310,7 @@ FAULTS = [
     ("activation_range", DmaIn(offset=0, count1=4095, dst_stride1=3, segment_bytes=1, dst=0)),
     ("activation_range", DmaIn(offset=0, segments=2, dst_segment=8188, segment_bytes=5, dst=0)),
     ("activation_range", DmaIn(offset=0, segment_bytes=9, dst=(1 << 24) - 1)),
-    ("output_range", DmaOut(src=0, words=2, offset=BUFFER // 16 * 16 - 0)),
+    ("output_range", DmaOut(src=0, words=2, offset=BUFFER // 16 * 16)),
     ("output_range", DmaOut(src=0, words=1, offset=8)),
     ("output_range", DmaOut(src=0, words=1, offset=(1 << 32) - 16)),
     ("activation_range", DmaOut(src=8192 // 8 - 4, words=5, offset=0)),
@@ -334,7 +342,8 @@ def test_faults_stop_before_anything_is_done(fault, wrong):
 def test_exact_ends_are_in_range():
     bench = Bench(SHAPES["tiny"])
     program = [
-        DmaIn(offset=0, count0=2, count1=2, src_stride0=5000, src_stride1=900, dst_stride0=6000, dst_stride1=2000,
+        DmaIn(offset=0, count0=2, count1=2, src_stride0=5000, src_stride1=900,
+              dst_stride0=6000, dst_stride1=2000,
               segments=5, segment_bytes=20, dst_segment=43, dst=0),
         DmaIn(source=1, offset=BUFFER - 40, segment_bytes=40, dst=8192 - 40),
         DmaOut(src=1024 - 50, words=50, offset=BUFFER - 400),

@@ -2,8 +2,8 @@
 import random
 
 import pytest
-from hw.bench import run
 
+from hw.bench import run
 from moevit.errors import ConfigError
 from moevit.hw.interfaces import PARAMETER_READ_LATENCY
 from moevit.hw.units.parameter_memory import ParameterMemory
@@ -17,10 +17,11 @@ def test_reads_and_writes(depth, width):
     async def bench(ctx):
         model = [0] * depth
         wanted = []
+        written = 0
         for cycle in range(400):
             address, word, enable = rng.randrange(depth), rng.getrandbits(width), rng.random() < 0.6
             # Mostly what was written in the cycle before: it must be there already.
-            read = written if cycle and rng.random() < 0.5 else rng.randrange(depth)
+            read = written if rng.random() < 0.5 else rng.randrange(depth)
             ctx.set(dut.write.en, enable)
             ctx.set(dut.write.addr, address)
             ctx.set(dut.write.data, word)

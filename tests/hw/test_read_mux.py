@@ -1,10 +1,11 @@
 # amaranth: UnusedElaboratable=no
+import itertools
 import random
 
 import pytest
+
 from hw.axi_model import AxiMemory
 from hw.bench import get, put, run
-
 from moevit.config import CONFIGS
 from moevit.errors import ConfigError
 from moevit.hw.units.read_mux import ReadMux
@@ -59,7 +60,7 @@ def test_one_that_consumes_nothing_blocks_nobody():
     want = expected(memory, [(1024, 500)])
 
     async def stuck(ctx):
-        await put(ctx, dut.i_request[0], as_payloads([(0, 200), (0, 200)][:1]))
+        await put(ctx, dut.i_request[0], as_payloads([(0, 200)]))
 
     async def other(ctx):
         await put(ctx, dut.i_request[1], as_payloads([(1024, 500)]))
@@ -91,7 +92,7 @@ def test_both_at_full_load_share_the_bus():
 
     run(dut, client(0), client(1), clock, background=[memory.read_port(dut.axi)])
     owners = [addr >= BASE + 4096 for addr, _ in memory.reads]
-    assert sum(a != b for a, b in zip(owners, owners[1:], strict=False)) >= len(owners) - 4
+    assert sum(a != b for a, b in itertools.pairwise(owners)) >= len(owners) - 4
 
 
 def test_error_belongs_to_one_client():
@@ -140,7 +141,9 @@ def test_halt_drains():
     run(dut, bench, background=[memory.read_port(dut.axi)])
 
 
-@pytest.mark.parametrize("arguments", [{"clients": 0}, {"clients": 2, "fifo_depth": (16,)}, {"clients": 2, "fifo_depth": 8}])
+@pytest.mark.parametrize(
+    "arguments", [{"clients": 0}, {"clients": 2, "fifo_depth": (16,)}, {"clients": 2, "fifo_depth": 8}]
+)
 def test_bad_arguments(arguments):
     with pytest.raises(ConfigError, match=list(arguments)[-1]):
         ReadMux(CONFIGS["tiny"], **arguments)

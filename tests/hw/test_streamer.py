@@ -5,9 +5,9 @@ import random
 import pytest
 from amaranth import Module
 from amaranth.lib import wiring
+
 from hw.axi_model import AxiMemory
 from hw.bench import put, run
-
 from moevit.config import CONFIGS, STREAM_QUEUE_DEPTH
 from moevit.errors import ConfigError
 from moevit.hw.units.axi_read import AxiReadPort
@@ -37,7 +37,9 @@ class Bench:
         self.ports = [AxiReadPort(config) for _ in range(config.weight_ports)]
         self.memory = AxiMemory(1 << 16, BASE, seed=seed, **memory)
         self.sizes = {
-            "norm": config.norm_word_bytes, "post": config.post_word_bytes, "weight": config.operand_word_bytes,
+            "norm": config.norm_word_bytes,
+            "post": config.post_word_bytes,
+            "weight": config.operand_word_bytes,
         }
         self.depths = {"norm": config.norm_words, "post": config.post_words, "weight": ring_words}
         self.written = {name: [] for name in RING}
@@ -63,7 +65,7 @@ class Bench:
         return [
             int.from_bytes(
                 b"".join(
-                    self.memory.bytes[start + p * slice_bytes + w * piece : start + p * slice_bytes + (w + 1) * piece]
+                    self.memory.bytes[start + p * slice_bytes + w * piece :][:piece]
                     for p in range(ports)
                 ),
                 "little",
@@ -86,10 +88,13 @@ class Bench:
                 if self.tails[name] < len(self.written[name]) and self.rng.random() < self.release:
                     self.tails[name] += 1
                 ctx.set(getattr(dut, f"{ring}_tail"), self.tails[name] % COUNT)
-            valid = {"norm": dut.norm.en, "post": dut.post.en, "weight": dut.operand.valid & dut.operand.ready}
+            valid = {
+                "norm": dut.norm.en, "post": dut.post.en, "weight": dut.operand.valid & dut.operand.ready,
+            }
             sample = ctx.tick().sample(dut.events, dut.operand.mask)
             for name, ring in RING.items():
-                sample = sample.sample(valid[name], writes[name].addr, writes[name].data, getattr(dut, f"{ring}_head"))
+                head = getattr(dut, f"{ring}_head")
+                sample = sample.sample(valid[name], writes[name].addr, writes[name].data, head)
             _, _, events, mask, *rest = await sample
             self.cycle += 1
             for cause in self.events:
@@ -136,7 +141,11 @@ def test_words_and_rings(shape, stalls):
     bench = Bench(SHAPES[shape], seed=len(stalls), **options)
     program = blocks(10, seed=1)
     want = {
-        part: [w for b in program for w in bench.words(part, getattr(b, f"{part}_offset"), getattr(b, f"{part}_words"))]
+        part: [
+            word
+            for block in program
+            for word in bench.words(part, getattr(block, f"{part}_offset"), getattr(block, f"{part}_words"))
+        ]
         for part in RING
     }
 
