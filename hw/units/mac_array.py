@@ -30,9 +30,9 @@ class MacArray(wiring.Component):
     """Computes LINEAR and ATTENTION on T x C accumulators, one step of K products each a cycle.
 
     Instructions are taken from ``i_instr`` when POST takes them from ``o_instr``, up to two ahead of the
-    steps. A step is issued when its A tile has been filled, its weight word (LINEAR) written, and, if it is the last
-    of its tile, when the accumulators of the previous tile will be drained by then. Behind that is a pipeline
-    that never stops.
+    steps. A step is issued when its A tile has been filled, its weight word (LINEAR) written, and, if it is
+    the last of its tile, when the accumulators of the previous tile will be drained by then. Behind that is
+    a pipeline that never stops.
 
     Parameters
     ----------
