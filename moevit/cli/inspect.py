@@ -115,7 +115,8 @@ def _say_task(output: Output, program: Program, task: Task) -> None:
         )
     for y in task.outputs:
         output.say(
-            f"  output  {y.name} {list(y.shape)}: from tensor {y.tensor}, at byte {y.offset} of {task.output_bytes}"
+            f"  output  {y.name} {list(y.shape)}: from tensor {y.tensor}, "
+            f"at byte {y.offset} of {task.output_bytes}"
         )
     _say_memory(output, program, task)
     output.say()
@@ -129,7 +130,8 @@ def _say_memory(output: Output, program: Program, task: Task) -> None:
     c = program.config
     used, there = use.activation_words
     output.say(
-        f"  memory  activations {used:,} of {there:,} words ({used * c.columns:,} of {there * c.columns:,} bytes)"
+        f"  memory  activations {used:,} of {there:,} words "
+        f"({used * c.columns:,} of {there * c.columns:,} bytes)"
     )
     used, there = use.key_value_words
     output.say(
@@ -143,8 +145,7 @@ def _say_layers(output: Output, program: Program, task: Task) -> None:
     entries = listing.layers(program, task)
     rows = [
         (
-            e.name, e.role, e.shape, f"{e.macs:,}" if e.macs else "", f"{e.weight_bytes:,}" if e.weight_bytes else "",
-            f"{e.ideal_cycles:,}" if e.ideal_cycles else "",
+            e.name, e.role, e.shape, _count(e.macs), _count(e.weight_bytes), _count(e.ideal_cycles),
             "" if e.utilisation is None else f"{100 * e.utilisation:.0f} %", _span(e.instructions),
         )
         for e in entries
@@ -155,6 +156,10 @@ def _say_layers(output: Output, program: Program, task: Task) -> None:
     rows.append(("total", "", "", f"{macs:,}", f"{streamed:,}", f"{cycles:,}", share, ""))
     head = ("layer", "does", "shape", "MACs", "weight bytes", "ideal cycles", "MAC use", "instructions")
     _table(output, head, rows, right=(3, 4, 5, 6))
+
+
+def _count(n: int) -> str:
+    return f"{n:,}" if n else ""
 
 
 def _span(numbers: tuple[int, ...]) -> str:

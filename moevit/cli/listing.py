@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 
 from moevit import layout
 from moevit.config import AcceleratorConfig
-from moevit.isa import INSTRUCTION_BYTES, Attention, Begin, DmaIn, DmaOut, Instruction, Linear, NormMode, Stream
+from moevit.isa import (
+    INSTRUCTION_BYTES,
+    Attention,
+    Begin,
+    DmaIn,
+    DmaOut,
+    Instruction,
+    Linear,
+    NormMode,
+    Stream,
+)
 from moevit.isa.disassemble import disassemble
 from moevit.isa.formats import BLOCK_BYTES, DmaSource
 from moevit.numerics.activation import Activation
@@ -183,7 +193,7 @@ def _tensor_entry(t: Tensor, config: AcceleratorConfig, last_use: dict[str, int]
 
 @dataclass
 class ImageBlock:
-    """A block of the weight image; identical blocks of several layers or tasks are one, with several users."""
+    """A block of the weight image; equal blocks of several layers or tasks are one, with several users."""
 
     offset: int
     bytes: int
@@ -240,10 +250,11 @@ def memory_use(program: Program, task: Task) -> MemoryUse:
     assert isinstance(begin, Begin)
     entries = tensors(program, task)
     activation = max((t.last_word + 1 for t in entries if t.memory == MEMORY_ACTIVATION), default=0)
-    operand = max((t.last_word + 1 for t in entries if t.memory != MEMORY_ACTIVATION), default=begin.ring_words)
-    longest = max(
-        (i.length if isinstance(i, Linear) else i.n_keys if isinstance(i, Attention) else 0) for i in instructions
+    operand = max(
+        (t.last_word + 1 for t in entries if t.memory != MEMORY_ACTIVATION), default=begin.ring_words
     )
+    rows = [i.length for i in instructions if isinstance(i, Linear)]
+    longest = max(rows + [i.n_keys for i in instructions if isinstance(i, Attention)], default=0)
     return MemoryUse(
         begin.ring_words,
         (operand - begin.ring_words, c.operand_words - begin.ring_words),

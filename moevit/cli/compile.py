@@ -1,0 +1,193 @@
+"""`moevit compile`: ONNX models to a program container."""
+
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moevit.cli.output import Output, json_command
+from moevit.errors import InputError, MoevitError
+
+if TYPE_CHECKING:
+    from moevit.compiler.driver import Compiled
+
+_log = logging.getLogger(__name__)
+
+_NAMED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<path>.+)", re.DOTALL)
+STEPS_PER_TASK = 4  #: steps that the compiler announces for each task; one more follows for all of them
+ONLY_TASK = "main"  #: name of the task when there is one model and it is given without a name
+
+
+@json_command(name="compile")
+@click.argument("models", nargs=-1, required=True, metavar="[NAME=]MODEL.onnx...")
+@click.option("--config", "config_name", required=True, metavar="NAME|FILE.json", help="The machine.")
+@click.option(
+    "--calib", "calibration", multiple=True, required=True, metavar="[NAME=]FILE.npz|DIR",
+    help="Inputs that fix the scales of the activations: arrays named after the model's inputs, or pictures. "
+    "Several are joined; NAME=... is for that task only.",
+)
+@click.option(
+    "-o", "--output", "target", required=True, type=click.Path(path_type=Path), metavar="OUT.moevit",
+    help="The container to write.",
+)
+@click.option(
+    "--strict", is_flag=True,
+    help="Refuse a model with a node that the accelerator cannot do. That happens without it too, until "
+    "such nodes can be left to the host.",
+)  # fmt: skip
+def command(
+    output: Output,
+    models: tuple[str, ...],
+    config_name: str,
+    calibration: tuple[str, ...],
+    target: Path,
+    strict: bool,
+) -> dict[str, Any]:
+    """Turn ONNX models into a program container.
+
+    Several models become tasks of one container, and what they have in common is stored once; give each a
+    name (seg=SEG.onnx depth=DEPTH.onnx). The container is written whole or not at all.
+    """
+    started = time.perf_counter()
+    from moevit.config import get_config
+
+    tasks = parse_models(models)
+    data = parse_calibration(calibration, tasks)
+    _check_target(target, [*tasks.values(), *(path for paths in data.values() for path in paths)])
+    config = get_config(config_name)
+
+    from moevit import container
+    from moevit.compiler.driver import compile_model
+    from moevit.sim.inputs import read_inputs
+
+    with output.progress("compiling", STEPS_PER_TASK * len(tasks) + 1) as advance:
+        done = _Steps(advance)
+        compiled = compile_model(
+            tasks, config, lambda task, shapes: read_inputs(shapes, data[task]).floats(), progress=done
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    container.save(compiled.program, target)
+    seconds = time.perf_counter() - started
+    result = summary(compiled) | {"output": target, "strict": strict, "wall_s": round(seconds, 3)}
+    _say(output, result, compiled, target)
+    return result
+
+
+def summary(compiled: "Compiled") -> dict[str, Any]:
+    """What `--json` says about a compilation, but for the time and the file."""
+    program = compiled.program
+    return {
+        "config": program.config.name,
+        "config_digest": f"{program.config.digest:016x}",
+        "tasks": [task.name for task in program.tasks],
+        "instructions": compiled.instructions,
+        "weight_bytes": compiled.weight_bytes,
+        "shared_bytes": compiled.shared_bytes,
+        "peak_activation_bytes": compiled.peak_activation_bytes,
+        "accelerated_macs": compiled.accelerated_macs,
+        "host_macs": 0,
+        "host_nodes": [],
+        "seconds": {step: round(seconds, 4) for step, seconds in compiled.seconds.items()},
+    }
+
+
+def parse_models(arguments: Sequence[str]) -> dict[str, Path]:
+    """Task names and model files; without a name, ``main`` for a single model, else the file's stem.
+
+    Raises
+    ------
+    InputError
+        A file does not exist, or two tasks have one name.
+    """
+    out: dict[str, Path] = {}
+    for argument in arguments:
+        name, path = _split(argument)
+        if name is None:
+            name = ONLY_TASK if len(arguments) == 1 else path.stem
+        if name in out:
+            raise InputError(
+                f"two tasks are named {name!r}", where=argument, mend="name them: NAME=MODEL.onnx"
+            )
+        out[name] = path
+    return out
+
+
+def parse_calibration(arguments: Sequence[str], tasks: Mapping[str, Path]) -> dict[str, list[Path]]:
+    """The calibration files of each task: those given for it, else those given for all.
+
+    Raises
+    ------
+    InputError
+        A file is given for a task that there is not, or a task has none.
+    """
+    named: dict[str, list[Path]] = {}
+    common: list[Path] = []
+    for argument in arguments:
+        name, path = _split(argument)
+        if name is not None and name not in tasks:
+            raise InputError(
+                f"there is no task {name!r}",
+                where=f"--calib {argument}",
+                mend=f"choose one of {', '.join(tasks)}",
+            )
+        (common if name is None else named.setdefault(name, [])).append(path)
+    out = {task: named.get(task, common) for task in tasks}
+    for task, paths in out.items():
+        if not paths:
+            raise InputError(f"task {task!r} has no calibration data", mend=f"add --calib {task}=FILE.npz")
+        for path in paths:
+            if not path.exists():
+                raise InputError("no such file or folder", where=f"--calib {path}")
+    return out
+
+
+def _split(argument: str) -> tuple[str | None, Path]:
+    """``NAME=FILE`` or ``FILE``; a file that is called like that counts as a file."""
+    match = _NAMED.fullmatch(argument)
+    if match is None or Path(argument).exists():
+        return None, Path(argument)
+    return match["name"], Path(match["path"])
+
+
+def _check_target(target: Path, sources: Sequence[Path]) -> None:
+    """Refuse before the work what would fail or destroy something after it."""
+    if target.is_dir():
+        raise InputError("is a folder", where=f"-o {target}", mend="name a file in it")
+    for source in sources:
+        if target.exists() and source.exists() and target.samefile(source):
+            raise InputError("would overwrite an input", where=f"-o {target}", mend="choose another name")
+    folder = target.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise MoevitError("is no folder", where=f"-o {target}: {folder}", mend="choose another place")
+
+
+class _Steps:
+    """Advances a progress bar: the compiler says when a step starts, so one is done when the next does."""
+
+    def __init__(self, advance: Any) -> None:
+        self.advance, self.begun = advance, False
+
+    def __call__(self, step: str) -> None:
+        _log.info("%s", step)
+        if self.begun:
+            self.advance(1)
+        self.begun = True
+
+
+def _say(output: Output, result: Mapping[str, Any], compiled: "Compiled", target: Path) -> None:
+    program = compiled.program
+    for task in program.tasks:
+        source = next(s.file for s in program.sources if s.task == task.name)
+        output.say(f"{source}: task {task.name}, {task.macs:,} MACs in {task.instructions} instructions")
+    output.say(f"  all nodes on the accelerator; weights and constants {result['weight_bytes']:,} bytes")
+    if result["shared_bytes"]:
+        output.say(f"  shared by several readers: {result['shared_bytes']:,} bytes are stored once")
+    there = program.config.activation_words * program.config.columns
+    output.say(f"  activation memory: {result['peak_activation_bytes']:,} of {there:,} bytes at most")
+    output.say(f"{target}: {target.stat().st_size:,} bytes for {result['config']}, {result['wall_s']:.1f} s")

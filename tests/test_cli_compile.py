@@ -1,0 +1,220 @@
+"""`moevit compile`: what it prints and writes, and that bad input leaves nothing behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from moevit import container
+from moevit.cli import cli
+from moevit.config import CONFIGS
+from moevit.models import fashion_vit_path
+
+FIXTURES = Path(__file__).parent / "fixtures"
+MODEL = FIXTURES / "dynamo20_unbind_sdpa.onnx"
+DATA = MODEL.with_suffix(".npz")
+OTHER = FIXTURES / "dynamo20_hf.onnx"
+
+KEYS = {
+    "config", "tasks", "instructions", "weight_bytes", "shared_bytes", "peak_activation_bytes",
+    "accelerated_macs", "host_macs", "host_nodes", "wall_s",
+}  # fmt: skip
+
+
+def moevit(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["compile", *map(str, arguments)])
+
+
+def compile_to(target: Path, *models: object, calib: object = DATA, config: object = "tiny") -> Result:
+    return moevit(*models, "--config", config, "--calib", calib, "-o", target, "--json")
+
+
+def refused(result: Result, *said: str) -> dict:
+    """The error of a run that must have ended with status 2 and one line that says all this."""
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.splitlines()) == 1
+    for text in said:
+        assert text in result.stderr
+    error = json.loads(result.stdout)["error"]
+    assert isinstance(error, dict)
+    return error
+
+
+def test_json_says_what_was_compiled(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "out.moevit"
+    result = compile_to(target, MODEL)
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer.keys() >= KEYS
+    program = container.load(target)
+    assert answer["config"] == "tiny"
+    assert answer["tasks"] == [task.name for task in program.tasks] == ["main"]
+    assert answer["instructions"] == len(program.instructions(program.tasks[0]))
+    assert answer["accelerated_macs"] == program.tasks[0].macs > 0
+    assert 0 < answer["weight_bytes"] < len(program.image)
+    config = program.config
+    assert 0 < answer["peak_activation_bytes"] <= config.activation_words * config.columns
+    assert (answer["shared_bytes"], answer["host_macs"], answer["host_nodes"]) == (0, 0, [])
+    assert answer["wall_s"] > 0
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_the_report_names_model_and_container(tmp_path: Path) -> None:
+    target = tmp_path / "out.moevit"
+    result = moevit(MODEL, "--config", "tiny", "--calib", DATA, "-o", target, "--strict")
+    assert result.exit_code == 0, result.output
+    assert MODEL.name in result.stdout
+    assert str(target) in result.stdout
+    assert result.stderr == ""
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.moevit", tmp_path / "b.moevit"
+    for target in (first, second):
+        assert compile_to(target, MODEL).exit_code == 0
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_equal_tasks_share_their_weights(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.moevit", tmp_path / "two.moevit"
+    alone = json.loads(compile_to(one, MODEL).stdout)
+    answer = json.loads(compile_to(two, f"left={MODEL}", f"right={MODEL}").stdout)
+    assert answer["tasks"] == ["left", "right"]
+    assert answer["weight_bytes"] == alone["weight_bytes"]
+    assert answer["shared_bytes"] > 0.9 * alone["weight_bytes"]
+    assert answer["instructions"] == 2 * alone["instructions"]
+
+
+def test_each_task_may_have_its_own_calibration(tmp_path: Path) -> None:
+    target = tmp_path / "out.moevit"
+    calib = ["--calib", f"first={DATA}", "--calib", f"second={OTHER.with_suffix('.npz')}"]
+    result = moevit(f"first={MODEL}", f"second={OTHER}", "--config", "tiny", *calib, "-o", target)
+    assert result.exit_code == 0, result.output
+    sources = {s.task: s.file for s in container.load(target).sources}
+    assert sources == {"first": MODEL.name, "second": OTHER.name}
+
+
+def test_tasks_without_names_are_called_after_their_files(tmp_path: Path) -> None:
+    again = tmp_path / "again.onnx"
+    shutil.copy(MODEL, again)
+    result = compile_to(tmp_path / "out.moevit", MODEL, again)
+    assert json.loads(result.stdout)["tasks"] == [MODEL.stem, "again"]
+
+
+def test_a_file_may_have_an_equals_sign_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(MODEL, tmp_path / "dim=32.onnx")
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(compile_to(Path("out.moevit"), "dim=32.onnx").stdout)["tasks"] == ["main"]
+
+
+def test_a_configuration_may_be_a_file(tmp_path: Path) -> None:
+    values = CONFIGS["tiny"].to_dict() | {"name": "mine", "operand_words": 2048}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(values))
+    target = tmp_path / "out.moevit"
+    assert json.loads(compile_to(target, MODEL, config=file).stdout)["config"] == "mine"
+    assert container.load(target).config.operand_words == 2048
+
+
+def test_calibration_images_of_the_shipped_model(tmp_path: Path) -> None:
+    """Pixels uint8 [N, 28, 28] under the name `images`, as the README has it."""
+    target = tmp_path / "out.moevit"
+    model, images = fashion_vit_path(), fashion_vit_path("calib_images.npz")
+    assert compile_to(target, model, calib=images).exit_code == 0
+    (entry,) = container.load(target).tasks[0].inputs
+    assert (entry.scale, entry.zero_point) == (1 / 255, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("nothing.onnx", "no such file"),
+        ("bad_truncated.onnx", "truncated"),
+        ("bad_empty.onnx", "not ONNX"),
+        ("bad_text.onnx", "not ONNX"),
+        ("bad_external.onnx", "external data"),
+        ("bad_nan.onnx", "NaN"),
+        ("bad_cycle.onnx", "not valid ONNX"),
+        ("bad_dangling.onnx", "not valid ONNX"),
+        ("bad_weight_shape.onnx", "16 channels"),
+    ],
+)
+def test_a_broken_model_is_refused(model: str, said: str, tmp_path: Path) -> None:
+    refused(compile_to(tmp_path / "out.moevit", FIXTURES / model), model, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("strict", [[], ["--strict"]])
+def test_all_unsupported_nodes_are_listed(strict: list[str], tmp_path: Path) -> None:
+    target = tmp_path / "out.moevit"
+    model = FIXTURES / "bad_conv3x3.onnx"
+    result = moevit(model, "--config", "tiny", "--calib", DATA, "-o", target, "--json", *strict)
+    error = refused(result, "cannot be mapped", "/blocks.0/conv/Conv")
+    assert error["type"] == "UnsupportedOpError"
+    assert "/blocks.0/conv/Conv" in {node["name"] for node in error["nodes"]}
+    for node in error["nodes"]:
+        assert all(node[key] for key in ("name", "op", "reason", "way_out"))
+        assert node["name"] in result.stderr
+    assert not target.exists()
+
+
+def test_an_existing_container_survives_a_failed_compile(tmp_path: Path) -> None:
+    target = tmp_path / "out.moevit"
+    target.write_bytes(b"precious")
+    refused(compile_to(target, FIXTURES / "bad_lstm.onnx"), "LSTM")
+    assert target.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def npz(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def test_bad_calibration_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "out.moevit"
+    good = np.zeros((2, 3, 16, 16), np.float32)
+    refused(compile_to(target, MODEL, calib=tmp_path / "none.npz"), "none.npz", "no such file")
+    refused(compile_to(target, MODEL, calib=npz(tmp_path / "a.npz", wrong=good)), "'wrong'", "[N, 3, 16, 16]")
+    shape = npz(tmp_path / "b.npz", image=good[..., :15])
+    refused(compile_to(target, MODEL, calib=shape), "b.npz", "[2, 3, 16, 15]", "[N, 3, 16, 16]")
+    refused(compile_to(target, MODEL, calib=npz(tmp_path / "c.npz", image=good.astype(complex))), "complex")
+    refused(compile_to(target, MODEL, calib=npz(tmp_path / "d.npz", image=good[:0])), "no input")
+    refused(compile_to(target, MODEL, calib=npz(tmp_path / "e.npz", image=good + np.inf)), "not finite")
+    truncated = tmp_path / "f.npz"
+    truncated.write_bytes(DATA.read_bytes()[:1000])
+    refused(compile_to(target, MODEL, calib=truncated), "f.npz", "damaged")
+    refused(compile_to(target, MODEL, calib=tmp_path / "empty"), "no such file")
+    (tmp_path / "empty").mkdir()
+    refused(compile_to(target, MODEL, calib=tmp_path / "empty"))
+    assert not target.exists()
+
+
+def test_bad_arguments_are_refused_before_any_work(tmp_path: Path) -> None:
+    target = tmp_path / "out.moevit"
+    refused(compile_to(target, MODEL, config="huge"), "huge", "tiny")
+    refused(compile_to(target, MODEL, MODEL), "two tasks", "NAME=")
+    refused(compile_to(tmp_path, MODEL), "is a folder")
+    refused(compile_to(target, f"a={MODEL}", calib=f"b={DATA}"), "no task 'b'")
+    refused(compile_to(DATA, MODEL), "overwrite")
+    (tmp_path / "file").touch()
+    refused(compile_to(tmp_path / "file" / "out.moevit", MODEL), "is no folder")
+    two = [f"a={MODEL}", f"b={MODEL}", "--config", "tiny", "--calib", f"a={DATA}", "-o", target, "--json"]
+    refused(moevit(*two), "'b' has no calibration")
+    refused(moevit("--config", "tiny", "--calib", DATA, "-o", target, "--json"), "MODEL")
+    refused(moevit(MODEL, "--calib", DATA, "-o", target, "--json"), "--config")
+    refused(moevit(MODEL, "--config", "tiny", "-o", target, "--json"), "--calib")
+    assert not target.exists()
+
+
+def test_a_machine_that_is_too_small_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "small.json"
+    target = tmp_path / "out.moevit"
+    for change in ({"activation_words": 64}, {"tile_depth": 32}, {"operand_words": 16}):
+        file.write_text(json.dumps(CONFIGS["tiny"].to_dict() | {"name": "small"} | change))
+        error = refused(compile_to(target, MODEL, config=file), *change)
+        assert error["type"] == "AllocationError"
+    assert not target.exists()

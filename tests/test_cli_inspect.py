@@ -1,0 +1,169 @@
+"""`moevit inspect`, against what the program itself says."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from compile_helpers import ODD, SHIPPED, SMALL, compiled, float_inputs
+
+from moevit import container
+from moevit.cli import cli, listing
+from moevit.compiler.driver import compile_model
+from moevit.config import CONFIGS
+from moevit.isa import Attention, Linear
+from moevit.isa.disassemble import assemble
+from moevit.program import MEMORY_ACTIVATION
+
+MODEL = SHIPPED / "fashion_vit.onnx"
+
+
+def moevit(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["inspect", *map(str, arguments)])
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Path:
+    path = tmp_path / "shipped.moevit"
+    container.save(compiled(MODEL, "tiny").program, path)
+    return path
+
+
+@pytest.fixture
+def two_tasks(tmp_path: Path) -> Path:
+    """Two equal tasks, whose weights are stored once."""
+    program = compile_model(
+        {"left": SMALL, "right": SMALL}, CONFIGS["tiny"], lambda task, shapes: float_inputs(SMALL)
+    ).program
+    path = tmp_path / "two.moevit"
+    container.save(program, path)
+    return path
+
+
+@pytest.mark.parametrize("config", ["tiny", "zcu104", "wide"])
+@pytest.mark.parametrize("model", [MODEL, ODD])
+def test_the_listing_agrees_with_the_program(model: Path, config: str) -> None:
+    program = compiled(model, config).program
+    (task,) = program.tasks
+    layers = listing.layers(program, task)
+    assert [layer.name for layer in layers] == [layer.name for layer in task.layers]
+    assert sum(layer.macs for layer in layers) == task.macs
+    for layer in layers:
+        assert (layer.macs == 0) == (layer.ideal_cycles == 0)
+        assert layer.utilisation is None or 0 < layer.utilisation <= 1
+    tensors = {t.name: t for t in listing.tensors(program, task)}
+    assert set(tensors) == {t.name for t in task.tensors}
+    for entry in tensors.values():
+        c = program.config
+        depth = c.activation_words if entry.memory == MEMORY_ACTIVATION else c.operand_words
+        assert 0 <= entry.first_word <= entry.last_word < depth
+        assert 0 < entry.written < entry.read < task.instructions
+        assert entry.real_low <= 0 < entry.real_high
+
+
+@pytest.mark.parametrize("config", ["tiny", "zcu104"])
+def test_words_in_use_at_one_time_overlap_only_where_a_tensor_replaces_its_residual(config: str) -> None:
+    program = compiled(ODD, config).program
+    (task,) = program.tasks
+    tensors = [t for t in listing.tensors(program, task) if t.memory == MEMORY_ACTIVATION]
+    inputs = {name: layer.inputs for layer in task.layers for name in layer.outputs}
+    for a in tensors:
+        for b in tensors:
+            apart = a.last_word < b.first_word or b.last_word < a.first_word
+            if a.written < b.written < a.read and not apart:
+                assert a.name in inputs[b.name], (a, b)
+
+
+def test_image_blocks_do_not_overlap_and_leave_only_padding() -> None:
+    program = compiled(ODD, "zcu104").program
+    blocks = listing.image_blocks(program)
+    at = 0
+    for block in blocks:
+        assert at <= block.offset < at + 64
+        at = block.offset + block.bytes
+        assert block.users
+    assert len(program.image) - at < 64
+
+
+def test_ideal_cycles_count_steps_and_drains() -> None:
+    config = CONFIGS["tiny"]  # 4 x 8 x 4
+    linear = Linear(
+        n_rows=10, src=0, src_stride=2, length=9, tiles=5, dst=0, dst_stride=2, key_tile=5, value_tile=5
+    )
+    assert listing.ideal_cycles(linear, config) == 5 * (4 + 4 + 3)  # 3 steps; four rows drain in 4 cycles
+    attention = Attention(
+        n_rows=5, src=0, src_stride=2, n_keys=20, heads=2, head_dim=12, key_base=0, key_stride=1,
+        value_base=0, value_stride=1, score_mult=1, score_shift=0, out_mult=1, out_shift=0, dst=0, dst_stride=2,
+    )  # fmt: skip
+    scores, context = 3 * (4 + 3), 2 * (5 + 5)
+    assert listing.ideal_cycles(attention, config) == 2 * (scores + context)
+
+
+def test_json_holds_everything(shipped: Path) -> None:
+    result = moevit(shipped, "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    program = container.load(shipped)
+    assert answer["bytes"] == shipped.stat().st_size
+    assert answer["config"]["name"] == "tiny"
+    assert answer["sources"][0]["file"] == MODEL.name
+    assert sum(answer["image"]["by_kind"].values()) == answer["image"]["bytes"] == len(program.image)
+    (task,) = answer["tasks"]
+    assert task["macs"] == program.tasks[0].macs
+    assert task["ideal_cycles"] == sum(layer["ideal_cycles"] for layer in task["layers"])
+    assert len(task["disassembly"]) == task["instructions"]
+    code = [line.partition("  ; ")[0].split(maxsplit=1)[1] for line in task["disassembly"]]
+    assert [assemble(line) for line in code] == program.instructions(program.tasks[0])
+    memory = task["memory"]
+    assert memory["key_value_words"][0] == memory["key_value_words"][1]
+
+
+def test_the_report_has_layers_tensors_and_memory(shipped: Path) -> None:
+    result = moevit(shipped)
+    assert result.exit_code == 0
+    program = container.load(shipped)
+    for name in ("tiny", MODEL.name, "weight ring", "ideal cycles", "live", "attention"):
+        assert name in result.stdout
+    for layer in program.tasks[0].layers:
+        assert layer.name in result.stdout
+    assert "LINEAR" not in result.stdout
+    assert "Weight image" not in result.stdout
+
+
+def test_the_disassembly_and_the_blocks_on_request(shipped: Path) -> None:
+    lines = moevit(shipped, "--disassembly", "--blocks").stdout.splitlines()
+    assert sum(" LINEAR wait=" in line for line in lines) == 18
+    assert any("END" in line for line in lines)
+    assert any("Weight image" in line for line in lines)
+
+
+def test_tasks_are_shown_one_by_one_and_shared_blocks_once(two_tasks: Path) -> None:
+    answer = json.loads(moevit(two_tasks, "--json").stdout)
+    assert [task["name"] for task in answer["tasks"]] == ["left", "right"]
+    shared = [b for b in answer["image"]["blocks"] if len(b["users"]) > 1]
+    assert sum(b["bytes"] for b in shared) == answer["image"]["shared_bytes"] > 0
+    one = json.loads(moevit(two_tasks, "--json", "--task", "right").stdout)
+    assert [task["name"] for task in one["tasks"]] == ["right"]
+    wrong = moevit(two_tasks, "--task", "middle")
+    assert wrong.exit_code == 2
+    assert "left, right" in wrong.stderr
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "truncated", "altered", "folder"])
+def test_what_is_no_container_is_refused(damage: str, shipped: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bad.moevit"
+    data = bytearray(shipped.read_bytes())
+    if damage == "text":
+        path.write_text("hello")
+    elif damage == "truncated":
+        path.write_bytes(data[:-1])
+    elif damage == "altered":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "folder":
+        path.mkdir()
+    result = moevit(path, "--json")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "bad.moevit" in result.stderr
+    assert json.loads(result.stdout)["error"]["type"] == "ContainerError"
