@@ -1,0 +1,128 @@
+"""What a simulation gives back."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moevit.isa import DmaIn, DmaOut, Stream
+from moevit.isa.formats import DmaSource
+from moevit.isa.fields import INSTRUCTION_BYTES
+from moevit.program import Program, Task
+from moevit.sim.dram import DramModel
+from moevit.sim.rtl import ImageRun
+
+
+@dataclass(frozen=True)
+class LayerCycles:
+    """Cycles between the retirement of a layer's last instruction and of the one before its first.
+
+    The layers overlap in the pipeline, so this is what each adds to the total, not what it would take alone.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    cycles: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished simulation of B inputs; averages where a number stands for all of them."""
+
+    backend: str
+    task: str
+    config: str
+    config_digest: str
+    clock_mhz: float
+    outputs: dict[str, NDArray[np.float32]]  #: by output name: [B, *shape]
+    cycles: tuple[int, ...] | None  #: one per image; None where the back-end has no notion of time
+    macs: int
+    mac_utilisation: float | None
+    stages: dict[str, dict[str, float]] | None  #: per stage, cycles by cause (see registers.COUNTERS), and idle
+    layers: tuple[LayerCycles, ...] | None
+    dram_bytes: dict[str, int]  #: per inference: weights, instructions, activations
+    dram: DramModel | None
+    bit_exact: bool | None  #: None when it was not checked
+    checked_values: int  #: elements that were compared
+    simulated_cycles: int | None  #: by all processes together, set-up included
+    wall_s: float
+
+    @property
+    def images(self) -> int:
+        return len(next(iter(self.outputs.values())))
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Average over the images, at the configuration's clock."""
+        if self.cycles is None:
+            return None
+        return sum(self.cycles) / len(self.cycles) / (self.clock_mhz * 1000)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object of ``moevit simulate --json``; the outputs themselves are not in it."""
+        return {
+            "backend": self.backend,
+            "config": self.config,
+            "config_digest": self.config_digest,
+            "clock_mhz": self.clock_mhz,
+            "task": self.task,
+            "images": self.images,
+            "cycles": None if self.cycles is None else list(self.cycles),
+            "latency_ms": self.latency_ms,
+            "macs": self.macs,
+            "mac_utilisation": self.mac_utilisation,
+            "stages": self.stages,
+            "layers": None if self.layers is None else [asdict(layer) for layer in self.layers],
+            "dram_bytes": self.dram_bytes,
+            "dram": None if self.dram is None else self.dram.as_dict(),
+            "bit_exact": self.bit_exact,
+            "checked_values": self.checked_values,
+            "simulated_cycles": self.simulated_cycles,
+            "wall_s": self.wall_s,
+        }
+
+
+def layer_cycles(program: Program, task: Task, runs: list[ImageRun]) -> tuple[LayerCycles, ...]:
+    """What each layer adds to the total; the last entry is what no layer accounts for, such as DMA_OUT."""
+    retired = np.array([run.retire_cycles for run in runs], np.int64)
+    added = np.diff(retired, axis=1, prepend=0).mean(axis=0)
+    numbers = [n for n, i in enumerate(program.instructions(task)) if i.retires]
+    per_instruction = dict(zip(numbers, added.tolist(), strict=True))
+    layers = []
+    for layer in task.layers:
+        cycles = sum(per_instruction.pop(n, 0.0) for n in layer.instructions)
+        layers.append(LayerCycles(layer.name, layer.kind, layer.macs, cycles))
+    ending = sum(run.cycles for run in runs) / len(runs) - float(retired[:, -1].mean())
+    layers.append(LayerCycles("output", "output", 0, sum(per_instruction.values()) + ending))
+    return tuple(layers)
+
+
+def stage_cycles(runs: list[ImageRun]) -> dict[str, dict[str, float]]:
+    """Per stage, cycles by cause on average over the runs; ``idle`` is the rest."""
+    out: dict[str, dict[str, float]] = {}
+    for stage, causes in runs[0].counters.items():
+        out[stage] = {cause: sum(run.counters[stage][cause] for run in runs) / len(runs) for cause in causes}
+        total = sum(run.cycles for run in runs) / len(runs)
+        out[stage]["idle"] = max(0.0, total - sum(out[stage].values()))
+    return out
+
+
+def program_dram_bytes(program: Program, task: Task) -> dict[str, int]:
+    """The bytes that a program moves, as it says itself; a bus moves whole words, so somewhat more."""
+    config = program.config
+    weights = activations = 0
+    for i in program.instructions(task):
+        if isinstance(i, Stream):
+            weights += i.norm_words * config.norm_word_bytes + i.post_words * config.post_word_bytes
+            weights += i.weight_words * config.operand_word_bytes
+        elif isinstance(i, DmaIn):
+            size = i.count0 * i.count1 * i.segments * i.segment_bytes
+            if i.source == DmaSource.IMAGE:
+                weights += size
+            else:
+                activations += size
+        elif isinstance(i, DmaOut):
+            activations += i.words * config.columns
+    return {"weights": weights, "instructions": task.instructions * INSTRUCTION_BYTES, "activations": activations}
