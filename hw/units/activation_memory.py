@@ -24,8 +24,8 @@ class ActivationMemory(wiring.Component):
     -------
     read_post, read_load, read_dma : readers, first come first in priority; never ready and valid together
     write_post, write_dma : writers, POST first
-    fault : one-cycle pulse, the cycle after a pair outside the memory was accepted. Its write does not happen;
-        its read returns anything
+    fault : one-cycle pulse, the cycle after a pair outside the memory was accepted. Its write does not
+        happen; its read returns anything
 
     Latency: a read accepted in a cycle has its data ACTIVATION_READ_LATENCY cycles later; it sees every write
     accepted in an earlier cycle, and not one of the same cycle. Throughput: one read and one write per cycle.
@@ -46,9 +46,11 @@ class ActivationMemory(wiring.Component):
         pairs = config.activation_words // 2
         assert ACTIVATION_READ_LATENCY == 2  # the memory's register and one behind it
 
-        read_valid, read_pair, read_accepted = self._arbitrate(m, [getattr(self, f"read_{n}") for n in READERS])
+        read_valid, read_pair, read_accepted = self._arbitrate(
+            m, [getattr(self, f"read_{n}") for n in READERS]
+        )
         writers = [getattr(self, f"write_{n}") for n in WRITERS]
-        write_valid, write_pair, write_accepted = self._arbitrate(m, writers)
+        write_valid, write_pair, _ = self._arbitrate(m, writers)
         write_data, write_mask = Signal.like(writers[0].data), Signal.like(writers[0].mask)
         for writer in reversed(writers):
             with m.If(writer.valid):
@@ -65,18 +67,24 @@ class ActivationMemory(wiring.Component):
             read, write = memory.read_port(), memory.write_port(granularity=8)
             lanes = write_mask.word_select(index, config.columns)
             m.d.comb += [
-                read.addr.eq(read_pair), read.en.eq(read_valid),
-                write.addr.eq(write_pair), write.data.eq(write_data.word_select(index, config.columns * 8)),
+                read.addr.eq(read_pair),
+                read.en.eq(read_valid),
+                write.addr.eq(write_pair),
+                write.data.eq(write_data.word_select(index, config.columns * 8)),
                 write.en.eq(Mux(write_valid & ~write_outside, lanes, 0)),
-                read_data.word_select(index, config.columns * 8).eq(arithmetic.delay(
-                    m, read.data, 1, name=f"{bank}_data")),
+                read_data.word_select(index, config.columns * 8).eq(
+                    arithmetic.delay(m, read.data, 1, name=f"{bank}_data")
+                ),
             ]
         for name, accepted in zip(READERS, read_accepted, strict=True):
             reader = getattr(self, f"read_{name}")
             m.d.comb += [
                 reader.data.eq(read_data),
-                reader.data_valid.eq(arithmetic.delay(
-                    m, accepted, ACTIVATION_READ_LATENCY, name=f"{name}_accepted", reset=True)),
+                reader.data_valid.eq(
+                    arithmetic.delay(
+                        m, accepted, ACTIVATION_READ_LATENCY, name=f"{name}_accepted", reset=True
+                    )
+                ),
             ]
         return m
 

@@ -12,7 +12,9 @@ from moevit.hw.units.reciprocal import ROW_SCALE_LATENCY, RowScale
 from moevit.numerics import fixed, reciprocal
 
 CONTEXT_LATENCY = PROBABILITY_READ_LATENCY + 4  #: cycles from a word's address to its tile write
-_ARRAY_LATENCY = OPERAND_READ_LATENCY + 3  #: least cycles from the last step of a column to POST's use of the scale
+_ARRAY_LATENCY = (
+    OPERAND_READ_LATENCY + 3
+)  #: least cycles from the last step of a column to POST's use of the scale
 
 
 def scale_latency(config: AcceleratorConfig) -> int:
@@ -21,7 +23,7 @@ def scale_latency(config: AcceleratorConfig) -> int:
 
 
 def cover_steps(config: AcceleratorConfig) -> int:
-    """Array steps of P.V that hide the scale's latency: with more steps a column, a tile need not wait for it."""
+    """Steps of a column of P.V that hide the scale's latency: with more, a tile does not wait for it."""
     return max(scale_latency(config) - _ARRAY_LATENCY, 0)
 
 
@@ -35,7 +37,8 @@ class ContextLoader(wiring.Component):
     Members
     -------
     start : In(1), begins a tile; only while ``busy`` is low
-    unit, last_row, last_tile, buffer : its parity, last row, last key tile and A-tile buffer, taken with ``start``
+    unit, last_row, last_tile, buffer : its parity, last row, last key tile and A-tile buffer, taken with
+        ``start``
     mult, shift : of the instruction; constant until ``idle``
     covered : the instruction's passes have more than ``cover_steps`` steps a column; constant until ``idle``
     read : ProbabilityReadSignature, to the probability buffer
@@ -53,30 +56,39 @@ class ContextLoader(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
-        super().__init__({
-            "start": In(1),
-            "unit": In(1),
-            "last_row": In(range(config.rows)),
-            "last_tile": In(range(config.max_key_tiles)),
-            "buffer": In(1),
-            "mult": In(fixed.MULT_WIDTH),
-            "shift": In(fixed.SHIFT_WIDTH),
-            "covered": In(1),
-            "read": Out(ProbabilityReadSignature(config)),
-            "o_tile": Out(TileWriteSignature(config)),
-            "filled": Out(1),
-            "o_scale": Out(RowScaleSignature(config)),
-            "busy": Out(1),
-            "idle": Out(1),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "unit": In(1),
+                "last_row": In(range(config.rows)),
+                "last_tile": In(range(config.max_key_tiles)),
+                "buffer": In(1),
+                "mult": In(fixed.MULT_WIDTH),
+                "shift": In(fixed.SHIFT_WIDTH),
+                "covered": In(1),
+                "read": Out(ProbabilityReadSignature(config)),
+                "o_tile": Out(TileWriteSignature(config)),
+                "filled": Out(1),
+                "o_scale": Out(RowScaleSignature(config)),
+                "busy": Out(1),
+                "idle": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        meta_layout = data.StructLayout({
-            "unit": 1, "row": range(config.rows), "tile": range(config.max_key_tiles), "buffer": 1,
-            "first": 1, "last": 1, "last_row": 1,
-        })
+        meta_layout = data.StructLayout(
+            {
+                "unit": 1,
+                "row": range(config.rows),
+                "tile": range(config.max_key_tiles),
+                "buffer": 1,
+                "first": 1,
+                "last": 1,
+                "last_row": 1,
+            }
+        )
         valid, meta = self._address(m, meta_layout)
         valid = arithmetic.delay(m, valid, CONTEXT_LATENCY, name="valid", reset=True)
         meta = arithmetic.delay(m, meta, CONTEXT_LATENCY, name="meta")
@@ -115,13 +127,20 @@ class ContextLoader(wiring.Component):
             self.read.row.eq(meta.row),
             self.read.tile.eq(meta.tile),
         ]
-        counters = {name: Signal.like(getattr(meta, name), name=f"at_{name}") for name in ("unit", "row", "tile", "buffer")}
+        counters = {
+            name: Signal.like(getattr(meta, name), name=f"at_{name}")
+            for name in ("unit", "row", "tile", "buffer")
+        }
         m.d.comb += [getattr(meta, name).eq(counter) for name, counter in counters.items()]
         with m.If(self.start):
             m.d.sync += [
-                valid.eq(1), last_row.eq(self.last_row), last_tile.eq(self.last_tile),
-                counters["unit"].eq(self.unit), counters["buffer"].eq(self.buffer),
-                counters["row"].eq(0), counters["tile"].eq(0),
+                valid.eq(1),
+                last_row.eq(self.last_row),
+                last_tile.eq(self.last_tile),
+                counters["unit"].eq(self.unit),
+                counters["buffer"].eq(self.buffer),
+                counters["row"].eq(0),
+                counters["tile"].eq(0),
             ]
         with m.Elif(meta.last):
             m.d.sync += [counters["tile"].eq(0), counters["row"].eq(meta.row + 1)]
@@ -137,9 +156,14 @@ class ContextLoader(wiring.Component):
         limited = Signal(4, reset_less=True)
         m.d.sync += limited.eq(Mux(growth[4:].any(), 15, growth[:4]))
         lanes = arithmetic.delay(m, self.read.data, 1, name="data")
-        assert CONTEXT_LATENCY == PROBABILITY_READ_LATENCY + 1 + arithmetic.round_shift_latency(4, saturated=False)
-        return [arithmetic.round_shift(m, lanes[8 * c:8 * c + 8], limited, name=f"lane_{c}")[:8]
-                for c in range(self._config.columns)]
+        assert (
+            PROBABILITY_READ_LATENCY + 1 + arithmetic.round_shift_latency(4, saturated=False)
+            == CONTEXT_LATENCY
+        )
+        return [
+            arithmetic.round_shift(m, lanes[8 * c : 8 * c + 8], limited, name=f"lane_{c}")[:8]
+            for c in range(self._config.columns)
+        ]
 
     def _scale(self, m: Module, lanes, valid, meta):
         """Sums rows and gives their scales to POST; returns a pulse with the last scale of a tile."""
@@ -157,8 +181,13 @@ class ContextLoader(wiring.Component):
         then = arithmetic.delay(m, now, latency, name="scale_meta")
         scaled = arithmetic.delay(m, valid & meta.last, latency, name="scale_valid", reset=True)
         m.d.comb += [
-            scale.row_sum.eq(total), scale.mult.eq(self.mult), scale.shift.eq(self.shift),
-            self.o_scale.valid.eq(scaled), self.o_scale.unit.eq(then.unit), self.o_scale.row.eq(then.row),
-            self.o_scale.mult.eq(scale.o_mult), self.o_scale.shift.eq(scale.o_shift),
+            scale.row_sum.eq(total),
+            scale.mult.eq(self.mult),
+            scale.shift.eq(self.shift),
+            self.o_scale.valid.eq(scaled),
+            self.o_scale.unit.eq(then.unit),
+            self.o_scale.row.eq(then.row),
+            self.o_scale.mult.eq(scale.o_mult),
+            self.o_scale.shift.eq(scale.o_shift),
         ]
         return scaled & then.last_row

@@ -45,24 +45,26 @@ def layernorm_latency(config: AcceleratorConfig) -> int:
 
 
 def row_buffer_words(config: AcceleratorConfig) -> int:
-    """A longest row, what arrives until its sums are ready, and as much again before the reader has to wait."""
+    """Words for a longest row and for all that arrives until it is read again."""
     longest = config.tile_depth // config.columns
     return 1 << ceil_log2(longest + max(longest, layernorm_latency(config) + 8))
 
 
 def constants_layout(config: AcceleratorConfig) -> data.StructLayout:
     """What the unit must know of an instruction."""
-    return data.StructLayout({
-        "length": COUNT,
-        "last_word": range(config.tile_depth // config.columns),  # words of a row, less one
-        "affine": 1,  # only gamma and beta
-        "signed": 1,
-        "inverse_mult": fixed.MULT_WIDTH,
-        "inverse_shift": fixed.SHIFT_WIDTH,
-        "epsilon": layernorm.EPSILON_WIDTH,
-        "output_shift": 5,
-        "norm_base": range(config.norm_words),  # the row's first parameter word
-    })
+    return data.StructLayout(
+        {
+            "length": COUNT,
+            "last_word": range(config.tile_depth // config.columns),  # words of a row, less one
+            "affine": 1,  # only gamma and beta
+            "signed": 1,
+            "inverse_mult": fixed.MULT_WIDTH,
+            "inverse_shift": fixed.SHIFT_WIDTH,
+            "epsilon": layernorm.EPSILON_WIDTH,
+            "output_shift": 5,
+            "norm_base": range(config.norm_words),  # the row's first parameter word
+        }
+    )
 
 
 def place_layout(config: AcceleratorConfig) -> data.StructLayout:
@@ -75,8 +77,8 @@ class LayerNormUnit(wiring.Component):
 
     Words come in whenever they come and cannot be stalled. They are kept in a row buffer while the sums of
     their row are formed; the row's mean and scale follow from a pipeline and wait in a queue for their turn;
-    then the row is read again, normalised and written. There are no bubbles: rows follow each other as fast as
-    they came. The first row of a tile also waits for a free A-tile buffer, the only thing that can hold it up.
+    then the row is read again, normalised and written. There are no bubbles: rows follow each other as fast
+    as they came. Only the first row of a tile may have to wait longer, for a free A-tile buffer.
 
     Parameters
     ----------
@@ -84,57 +86,66 @@ class LayerNormUnit(wiring.Component):
 
     Members
     -------
-    constants : constants_layout; must not change from 3 cycles before the first word until the last tile write
+    constants : constants_layout; must not change from 3 cycles before the first word until the last write
     i_valid, i_data : In(1), In(2*8*C), a pair of words: the elements' low bytes, then their high bytes
     i_first, i_last : first and last word of a row
     i_place : place_layout
     norm : Out(MemoryReadSignature), gamma and beta
-    freed : Out(1), a word has left the row buffer, which holds ``row_buffer_words``; the source counts, and has no
-        more than MAX_TILES tiles on their way
+    freed : Out(1), a word has left the row buffer, which holds ``row_buffer_words``; the source counts, and
+        has no more than MAX_TILES tiles on their way
     go : In(1), a buffer is free for a tile's first row
     begin : Out(1), a tile's first row has taken it
     waiting : Out(1), nothing is read because a tile's first row waits for ``go``
     o_tile, filled : Out(TileWriteSignature), Out(1): with the last write of a tile
 
-    Numerics: ``numerics.layernorm.layernorm``; with ``affine``, ``numerics.layernorm.affine`` of the row itself.
-    Latency: ``layernorm_latency(config)`` cycles from a row's last word to its first write (tiny 56, zcu104 58),
-    if nothing is before it and a buffer is free.
+    Numerics: ``numerics.layernorm.layernorm``; with ``affine``, ``numerics.layernorm.affine`` of the row.
+    Latency: ``layernorm_latency(config)`` cycles from a row's last word to its first write (tiny 56,
+    zcu104 58), if nothing is before it and a buffer is free.
     Throughput: one word per cycle in and out, rows of one word included.
     """
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
-        super().__init__({
-            "constants": In(constants_layout(config)),
-            "i_valid": In(1),
-            "i_data": In(2 * config.columns * 8),
-            "i_first": In(1),
-            "i_last": In(1),
-            "i_place": In(place_layout(config)),
-            "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
-            "freed": Out(1),
-            "go": In(1),
-            "begin": Out(1),
-            "waiting": Out(1),
-            "o_tile": Out(TileWriteSignature(config)),
-            "filled": Out(1),
-        })
+        super().__init__(
+            {
+                "constants": In(constants_layout(config)),
+                "i_valid": In(1),
+                "i_data": In(2 * config.columns * 8),
+                "i_first": In(1),
+                "i_last": In(1),
+                "i_place": In(place_layout(config)),
+                "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
+                "freed": Out(1),
+                "go": In(1),
+                "begin": Out(1),
+                "waiting": Out(1),
+                "o_tile": Out(TileWriteSignature(config)),
+                "filled": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        lanes = [Cat(self.i_data[8 * c:8 * c + 8], self.i_data[8 * (config.columns + c):][:8]).as_signed()
-                 for c in range(config.columns)]
+        lanes = [
+            Cat(self.i_data[8 * c : 8 * c + 8], self.i_data[8 * (config.columns + c) :][:8]).as_signed()
+            for c in range(config.columns)
+        ]
         total, squares = self._sums(m, lanes)
         mean, scale, down = self._statistics(m, total, squares)
 
         latency = sums_latency(config) + STATISTICS_LATENCY
         ready = arithmetic.delay(m, self.i_valid & self.i_last, latency, name="ready", reset=True)
         place = arithmetic.delay(m, self.i_place, latency, name="ready_place")
-        row_layout = data.StructLayout({
-            "place": place_layout(config), "mean": signed(MEAN_WIDTH), "scale": SCALE_WIDTH, "down": DOWN_WIDTH})
-        m.submodules.queue = queue = SyncFIFOBuffered(
-            width=row_layout.size, depth=MAX_TILES * config.rows)
+        row_layout = data.StructLayout(
+            {
+                "place": place_layout(config),
+                "mean": signed(MEAN_WIDTH),
+                "scale": SCALE_WIDTH,
+                "down": DOWN_WIDTH,
+            }
+        )
+        m.submodules.queue = queue = SyncFIFOBuffered(width=row_layout.size, depth=MAX_TILES * config.rows)
         entry = Signal(row_layout)
         m.d.comb += [entry.place.eq(place), queue.w_en.eq(ready), queue.w_data.eq(entry)]
         with m.If(self.constants.affine):  # (16 * x - 0) * 1 / 2**4 is x
@@ -147,8 +158,14 @@ class LayerNormUnit(wiring.Component):
         normals = self._normalise(m, values, row.mean, row.scale, row.down)
         outputs = self._affine(m, normals, reading, word)
 
-        write = Signal(data.StructLayout({"place": place.shape(), "word": self.o_tile.word.shape(), "last": 1}))
-        m.d.comb += [write.place.eq(row.place), write.word.eq(word), write.last.eq(word == self.constants.last_word)]
+        write = Signal(
+            data.StructLayout({"place": place.shape(), "word": self.o_tile.word.shape(), "last": 1})
+        )
+        m.d.comb += [
+            write.place.eq(row.place),
+            write.word.eq(word),
+            write.last.eq(word == self.constants.last_word),
+        ]
         write = arithmetic.delay(m, write, NORMALISE_LATENCY, name="write")
         valid = arithmetic.delay(m, reading, NORMALISE_LATENCY, name="write_valid", reset=True)
         m.d.comb += [
@@ -165,16 +182,19 @@ class LayerNormUnit(wiring.Component):
     def _sums(self, m: Module, lanes):
         """Sum and sum of squares of a row, valid in the cycle ``sums_latency`` after its last word."""
         columns = self._config.columns
-        tail = self.constants.length[:exact_log2(columns)]
+        tail = self.constants.length[: exact_log2(columns)]
         mask = Signal(columns)  # of a row's last word
         m.d.sync += mask.eq(Cat((tail == 0) | (c < tail) for c in range(columns)))
         masked = [Mux(self.i_last & ~mask[c], 0, lane).as_signed() for c, lane in enumerate(lanes)]
-        products = [arithmetic.multiply(m, x, x, name=f"square_{c}")[:2 * VALUE_WIDTH - 1]
-                    for c, x in enumerate(masked)]
+        products = [
+            arithmetic.multiply(m, x, x, name=f"square_{c}")[: 2 * VALUE_WIDTH - 1]
+            for c, x in enumerate(masked)
+        ]
         inputs = [arithmetic.delay(m, x, 1, name=f"masked_{c}") for c, x in enumerate(masked)]
         depth = arithmetic.tree_latency(columns)
         word_total = arithmetic.delay(
-            m, arithmetic.adder_tree(m, inputs, name="total"), MULTIPLY_LATENCY - 1, name="word_total")
+            m, arithmetic.adder_tree(m, inputs, name="total"), MULTIPLY_LATENCY - 1, name="word_total"
+        )
         word_squares = arithmetic.adder_tree(m, products, name="squares")
 
         valid = arithmetic.delay(m, self.i_valid, MULTIPLY_LATENCY + depth, name="sum_valid", reset=True)
@@ -203,7 +223,9 @@ class LayerNormUnit(wiring.Component):
         mean = arithmetic.delay(m, mean, STATISTICS_LATENCY - spent, name="mean")
 
         width = rsqrt.INPUT_WIDTH
-        scaled = arithmetic.delay(m, arithmetic.multiply(m, squares, constants.length, name="scaled"), 1, name="scaled_4")
+        scaled = arithmetic.delay(
+            m, arithmetic.multiply(m, squares, constants.length, name="scaled"), 1, name="scaled_4"
+        )
         square = arithmetic.delay(m, arithmetic.multiply(m, total, total, name="square"), 1, name="square_4")
         difference = arithmetic.delay(m, (scaled - square)[:width], 1, name="difference")
         variance = arithmetic.delay(m, (difference + constants.epsilon)[:width], 1, name="variance")
@@ -215,7 +237,8 @@ class LayerNormUnit(wiring.Component):
         excess = unit.shift - log2_length + (layernorm.MEAN_FRACTION - layernorm.NORMAL_FRACTION)
         excess = arithmetic.delay(m, excess, 1, name="excess")
         down = arithmetic.delay(
-            m, Mux(excess < 0, 0, excess)[:DOWN_WIDTH], MULTIPLY_LATENCY + _SCALE_SHIFT - 1, name="down")
+            m, Mux(excess < 0, 0, excess)[:DOWN_WIDTH], MULTIPLY_LATENCY + _SCALE_SHIFT - 1, name="down"
+        )
         return mean, scale, down
 
     def _second_pass(self, m: Module, queue, row_layout):
@@ -242,14 +265,20 @@ class LayerNormUnit(wiring.Component):
         write_at, read_at = Signal(range(depth)), Signal(range(depth))
         m.d.sync += [write_at.eq(write_at + self.i_valid), read_at.eq(read_at + reading)]
         m.d.comb += [
-            write.en.eq(self.i_valid), write.addr.eq(write_at), write.data.eq(Cat(lanes)), read.addr.eq(read_at),
+            write.en.eq(self.i_valid),
+            write.addr.eq(write_at),
+            write.data.eq(Cat(lanes)),
+            read.addr.eq(read_at),
         ]
         word = arithmetic.delay(m, read.data, 1, name="row_word")
         return [word.word_select(c, VALUE_WIDTH).as_signed() for c in range(len(lanes))]
 
     def _normalise(self, m: Module, values, mean, scale, down):
         """(x - mean) * scale, from 2 cycles after the read to _NORMAL_LATENCY cycles after it."""
-        mean, scale = arithmetic.delay(m, mean, 2, name="row_mean"), arithmetic.delay(m, scale, 2, name="row_scale")
+        mean, scale = (
+            arithmetic.delay(m, mean, 2, name="row_mean"),
+            arithmetic.delay(m, scale, 2, name="row_scale"),
+        )
         down = arithmetic.delay(m, down, 2 + MULTIPLY_LATENCY, name="row_down")
         normals = []
         for c, x in enumerate(values):
@@ -259,8 +288,9 @@ class LayerNormUnit(wiring.Component):
         return normals
 
     def _affine(self, m: Module, normals, reading, word):
-        """gamma and beta, rounding and saturation. All of beta * 2**(s - 7) is above the point of a shift by s - 7:
+        """gamma and beta, rounding and saturation.
 
+        A shift by s - 7 cuts nothing off beta * 2**(s - 7), so that beta need not be shifted up:
         ``round_shift(p + (beta << (s - 7)), s) == ((p >> (s - 7)) + beta + 64) >> 7``.
         """
         constants, config = self.constants, self._config
@@ -271,7 +301,8 @@ class LayerNormUnit(wiring.Component):
         with m.If(word != 0):
             m.d.comb += address.eq(following)
         m.d.comb += self.norm.addr.eq(
-            arithmetic.delay(m, address, _NORMAL_LATENCY - PARAMETER_READ_LATENCY, name="norm_address"))
+            arithmetic.delay(m, address, _NORMAL_LATENCY - PARAMETER_READ_LATENCY, name="norm_address")
+        )
 
         fraction = layernorm.BETA_FRACTION
         shift = Signal(BETA_SHIFT_WIDTH)
@@ -279,13 +310,18 @@ class LayerNormUnit(wiring.Component):
         outputs = []
         for c, normal in enumerate(normals):
             lane = self.norm.data.word_select(c, layernorm.GAMMA_WIDTH + layernorm.BETA_WIDTH)
-            gamma, beta = lane[:layernorm.GAMMA_WIDTH].as_signed(), lane[layernorm.GAMMA_WIDTH:].as_signed()
+            gamma, beta = lane[: layernorm.GAMMA_WIDTH].as_signed(), lane[layernorm.GAMMA_WIDTH :].as_signed()
             product = arithmetic.multiply(m, normal, gamma, name=f"affine_product_{c}")
             shifted = arithmetic.shift_right(m, product, shift, name=f"affine_{c}")
             spent = MULTIPLY_LATENCY + arithmetic.shift_latency(BETA_SHIFT_WIDTH)
             beta = arithmetic.delay(m, beta, spent, name=f"beta_{c}")
-            total = arithmetic.delay(m, (shifted + beta + (1 << (fraction - 1))) >> fraction, 1, name=f"affine_total_{c}")
-            clamped = Mux(constants.signed, arithmetic.saturate(total, 8).as_unsigned(),
-                          arithmetic.saturate(total, 8, signed=False))
+            total = arithmetic.delay(
+                m, (shifted + beta + (1 << (fraction - 1))) >> fraction, 1, name=f"affine_total_{c}"
+            )
+            clamped = Mux(
+                constants.signed,
+                arithmetic.saturate(total, 8).as_unsigned(),
+                arithmetic.saturate(total, 8, signed=False),
+            )
             outputs.append(arithmetic.delay(m, clamped[:8], 1, name=f"output_{c}"))
         return outputs

@@ -43,7 +43,11 @@ class _Walk:
         with m.If(step):
             m.d.sync += [self.tile.eq(self.tile + 1), self.unit.eq(~self.unit)]
             with m.If(self.at_last_tile):
-                m.d.sync += [self.tile.eq(0), self.head.eq(self.head + 1), self.done.eq(self.head == last_head)]
+                m.d.sync += [
+                    self.tile.eq(0),
+                    self.head.eq(self.head + 1),
+                    self.done.eq(self.head == last_head),
+                ]
 
     def restart(self, done: Value | int):
         return [self.tile.eq(0), self.head.eq(0), self.unit.eq(0), self.done.eq(done)]
@@ -53,9 +57,9 @@ class Loader(wiring.Component):
     """Fills A tiles in compute order: rows of activation memory, copied or normalised, and probabilities.
 
     One instruction is loaded at a time. It goes on to the array as soon as it is taken; its first read waits
-    for the retired count. A tile that is copied is started when a buffer is free. Rows that are normalised are
-    read ahead, as far as the row buffer holds them, and their tile takes its buffer when its first row is ready
-    to be normalised. Jobs of the two kinds of ATTENTION do not overlap.
+    for the retired count. A tile that is copied is started when a buffer is free. Rows that are normalised
+    are read ahead, as far as the row buffer holds them, and their tile takes its buffer when its first row is
+    ready to be normalised. Jobs of the two kinds of ATTENTION do not overlap.
 
     Parameters
     ----------
@@ -76,32 +80,35 @@ class Loader(wiring.Component):
     tile_freed : pulse: the array has issued the last read of a buffer
     events : counters; at most one bit is high
 
-    Latency: from the cycle an instruction is taken, START_LATENCY cycles (one more with LayerNorm) to the first
-    read; COPY_LATENCY (3) to the tile write of a copied word, ``norm_latency`` (tiny 59, zcu104 61) from a row's last
-    read to its first write. From ``i_staged.last``, 8 cycles to the first write of P.
-    Throughput, when buffers are free and nobody else reads: T * ceil(length/C) + 1 cycles per tile of LINEAR, copied
-    or normalised (if normalised, at least (T * ceil(length/C) + 21) / 2, the time that two tiles have both buffers);
-    in ATTENTION a tile of Q before one of P takes rows * ceil(head_dim/C) + 4 cycles, one of P rows *
-    ceil(n_keys/C) + 7. Between two instructions the pipelines run empty: 6 cycles from the last write to the next one's first read.
+    Latency: from the cycle an instruction is taken, START_LATENCY cycles (one more with LayerNorm) to the
+    first read; COPY_LATENCY (3) to the tile write of a copied word, ``norm_latency`` (tiny 59, zcu104 61)
+    from a row's last read to its first write. From ``i_staged.last``, 8 cycles to the first write of P.
+    Throughput, when buffers are free and nobody else reads: T * ceil(length/C) + 1 cycles per tile of LINEAR,
+    copied or normalised (if normalised, at least (T * ceil(length/C) + 21) / 2, for two tiles have both
+    buffers that long); in ATTENTION a tile of Q before one of P takes rows * ceil(head_dim/C) + 4 cycles, one
+    of P rows * ceil(n_keys/C) + 7. Between two instructions the pipelines run empty: 6 cycles from the last
+    write to the next instruction's first read.
     """
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
-        super().__init__({
-            "i_instr": In(InstructionStream),
-            "o_instr": Out(InstructionStream),
-            "retired": In(16),
-            "act": Out(ActivationReadSignature(config)),
-            "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
-            "norm_head": In(RING_COUNT_WIDTH),
-            "norm_tail": Out(RING_COUNT_WIDTH),
-            "i_staged": In(StagedSignature(config)),
-            "o_scale": Out(RowScaleSignature(config)),
-            "o_tile": Out(TileWriteSignature(config)),
-            "tile_filled": Out(1),
-            "tile_freed": In(1),
-            "events": Out(events_layout("load")),
-        })
+        super().__init__(
+            {
+                "i_instr": In(InstructionStream),
+                "o_instr": Out(InstructionStream),
+                "retired": In(16),
+                "act": Out(ActivationReadSignature(config)),
+                "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
+                "norm_head": In(RING_COUNT_WIDTH),
+                "norm_tail": Out(RING_COUNT_WIDTH),
+                "i_staged": In(StagedSignature(config)),
+                "o_scale": Out(RowScaleSignature(config)),
+                "o_tile": Out(TileWriteSignature(config)),
+                "tile_filled": Out(1),
+                "tile_freed": In(1),
+                "events": Out(events_layout("load")),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -122,8 +129,11 @@ class Loader(wiring.Component):
         with m.If(take):
             m.d.sync += word.eq(self.i_instr.payload)
         m.d.comb += [
-            queue.w_data.eq(self.i_instr.payload), queue.w_en.eq(take), queue.r_en.eq(self.o_instr.ready),
-            self.o_instr.payload.eq(queue.r_data), self.o_instr.valid.eq(queue.r_rdy),
+            queue.w_data.eq(self.i_instr.payload),
+            queue.w_en.eq(take),
+            queue.r_en.eq(self.o_instr.ready),
+            self.o_instr.payload.eq(queue.r_data),
+            self.o_instr.valid.eq(queue.r_rdy),
         ]
         norm_ready = self._norm_ring(m, plan, finish)
         done, no_buffer, no_scores = self._jobs(m, plan, begin, run)
@@ -134,7 +144,8 @@ class Loader(wiring.Component):
         ]
         for name in ("buffer", "row", "word", "data"):
             m.d.comb += getattr(self.o_tile, name).eq(
-                Mux(context.o_tile.valid, getattr(context.o_tile, name), getattr(rows.o_tile, name)))
+                Mux(context.o_tile.valid, getattr(context.o_tile, name), getattr(rows.o_tile, name))
+            )
 
         busy = (rows.busy & ~rows.waiting) | context.busy
         m.d.comb += self.events.busy.eq(busy)
@@ -175,15 +186,24 @@ class Loader(wiring.Component):
         linear = data.View(instruction_layout(Linear), word)
         attention = data.View(instruction_layout(Attention), word)
         row_bits, lane_bits = exact_log2(config.rows), exact_log2(config.columns)
-        plan = Signal(data.StructLayout({
-            "attention": 1, "wide": 1, "release": 1, "wait": 16, "src": ADDRESS, "stride": STRIDE,
-            "last_tile": ROW_TILE_WIDTH,  # of a head
-            "tail_row": range(config.rows),  # last row of the last tile
-            "last_head": HEAD_WIDTH,
-            "last_word": range(config.max_key_tiles),  # of a row that is copied or normalised
-            "last_key_tile": range(config.max_key_tiles),
-            "covered": 1,  # see ContextLoader
-        }))
+        plan = Signal(
+            data.StructLayout(
+                {
+                    "attention": 1,
+                    "wide": 1,
+                    "release": 1,
+                    "wait": 16,
+                    "src": ADDRESS,
+                    "stride": STRIDE,
+                    "last_tile": ROW_TILE_WIDTH,  # of a head
+                    "tail_row": range(config.rows),  # last row of the last tile
+                    "last_head": HEAD_WIDTH,
+                    "last_word": range(config.max_key_tiles),  # of a row that is copied or normalised
+                    "last_key_tile": range(config.max_key_tiles),
+                    "covered": 1,  # see ContextLoader
+                }
+            )
+        )
         is_attention = word[:OPCODE_WIDTH] == Attention.opcode
 
         def either(of_attention: Value, of_linear: Value) -> Value:
@@ -234,7 +254,10 @@ class Loader(wiring.Component):
         with m.If(finish & plan.wide & plan.release):
             following = base + words
             wrapped = following - self._config.norm_words
-            m.d.sync += [self.norm_tail.eq(self.norm_tail + words), base.eq(Mux(wrapped < 0, following, wrapped))]
+            m.d.sync += [
+                self.norm_tail.eq(self.norm_tail + words),
+                base.eq(Mux(wrapped < 0, following, wrapped)),
+            ]
         ready = Signal()
         m.d.comb += ready.eq(available > plan.last_word)
         return ready

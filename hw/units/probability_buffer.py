@@ -15,15 +15,19 @@ PROBABILITY_READ_LATENCY = 2
 
 
 class ProbabilityReadSignature(wiring.Signature):
-    """One row of one key tile, PROBABILITY_READ_LATENCY cycles after its address, from the reader's point of view."""
+    """One row of one key tile, PROBABILITY_READ_LATENCY cycles after its address, as the reader sees it."""
 
     def __init__(self, config: AcceleratorConfig):
-        super().__init__({
-            "unit": Out(1), "row": Out(range(config.rows)), "tile": Out(range(config.max_key_tiles)),
-            "data": In(config.columns * 8),
-            "maximum": In(signed(softmax.MAX_WIDTH)),  # that the tile's probabilities stand against
-            "final": In(signed(softmax.MAX_WIDTH)),  # of the whole row
-        })
+        super().__init__(
+            {
+                "unit": Out(1),
+                "row": Out(range(config.rows)),
+                "tile": Out(range(config.max_key_tiles)),
+                "data": In(config.columns * 8),
+                "maximum": In(signed(softmax.MAX_WIDTH)),  # that the tile's probabilities stand against
+                "final": In(signed(softmax.MAX_WIDTH)),  # of the whole row
+            }
+        )
 
 
 class ProbabilityBuffer(wiring.Component):
@@ -40,19 +44,21 @@ class ProbabilityBuffer(wiring.Component):
     complete : bit u is set from the row marked ``last`` of unit parity u until it is taken
     take, take_unit : clears ``complete`` of a unit; its rows stay readable until new ones are written
 
-    Latency: PROBABILITY_READ_LATENCY from address to data; ``complete`` rises the cycle after the last row, and a
-    read in that cycle sees all of the unit. Throughput: one row written and one read per cycle.
+    Latency: PROBABILITY_READ_LATENCY from address to data; ``complete`` rises the cycle after the last row,
+    and a read in that cycle sees all of the unit. Throughput: one row written and one read per cycle.
     """
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
-        super().__init__({
-            "i_staged": In(StagedSignature(config)),
-            "read": In(ProbabilityReadSignature(config)),
-            "complete": Out(2),
-            "take": In(1),
-            "take_unit": In(1),
-        })
+        super().__init__(
+            {
+                "i_staged": In(StagedSignature(config)),
+                "read": In(ProbabilityReadSignature(config)),
+                "complete": Out(2),
+                "take": In(1),
+                "take_unit": In(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -65,9 +71,11 @@ class ProbabilityBuffer(wiring.Component):
 
         # rows and units stand at powers of two, the tiles of a row in the low bits
         m.submodules.words = words = Memory(
-            shape=word_layout, depth=2 * config.rows << len(staged.tile), init=[])
+            shape=word_layout, depth=2 * config.rows << len(staged.tile), init=[]
+        )
         m.submodules.finals = finals = Memory(
-            shape=signed(width), depth=2 << row_bits, init=[], attrs={"ram_style": "distributed"})
+            shape=signed(width), depth=2 << row_bits, init=[], attrs={"ram_style": "distributed"}
+        )
         words_write, words_read = words.write_port(), words.read_port()
         finals_write, finals_read = finals.write_port(), finals.read_port()
         m.d.comb += [

@@ -17,9 +17,10 @@ _STEPS = ((16,), (8, 4), (2, 1))  # shifts of the normaliser, one group a cycle
 
 
 def normalise(m: Module, value: Value, steps: Sequence[Sequence[int]], *, name: str) -> tuple[Value, Value]:
-    """``value`` shifted left until its upper ``min(steps)`` bits are not all zero, and by how much; a cycle a group.
+    """``value`` shifted left until its upper ``min(steps)`` bits are not all zero, and by how much.
 
-    ``value`` must not be zero; the shift is a sum of steps, each of which is used at most once.
+    ``value`` must not be zero; the shift is a sum of steps, each of which is used at most once. One cycle for
+    each group of steps.
     """
     flags = []
     for stage, group in enumerate(steps):
@@ -31,7 +32,7 @@ def normalise(m: Module, value: Value, steps: Sequence[Sequence[int]], *, name: 
         value = arithmetic.delay(m, value, 1, name=f"{name}_{stage}")
         count = Cat(*flags, *taken)
         flags = list(arithmetic.delay(m, count, 1, name=f"{name}_{stage}_flags"))
-    # the flags are in order of falling powers of two: read backwards they are the shift divided by the last step
+    # the flags are of falling powers of two: read backwards, they are the shift divided by the last step
     shift = Cat(C(0, (steps[-1][-1]).bit_length() - 1), *reversed(flags))
     return value, shift
 
@@ -62,23 +63,27 @@ class Reciprocal(wiring.Component):
         fraction, seed = reciprocal.MANTISSA_FRACTION, reciprocal.SEED_FRACTION
         x = arithmetic.delay(m, one_if_zero(self.x), 1, name="x")
         normal, places = normalise(m, x, _STEPS, name="normal")
-        mantissa = normal[-(fraction + 1):]  # [2**16, 2**17)
+        mantissa = normal[-(fraction + 1) :]  # [2**16, 2**17)
         position = (reciprocal.INPUT_WIDTH - 1 - places)[:5]
 
         m.submodules.table = table = Memory(
-            shape=seed, depth=len(reciprocal.TABLE), init=reciprocal.TABLE.tolist(), attrs={"ram_style": "distributed"})
+            shape=seed,
+            depth=len(reciprocal.TABLE),
+            init=reciprocal.TABLE.tolist(),
+            attrs={"ram_style": "distributed"},
+        )
         read = table.read_port()
-        m.d.comb += read.addr.eq(mantissa[fraction - reciprocal.TABLE_INDEX_WIDTH:fraction])
+        m.d.comb += read.addr.eq(mantissa[fraction - reciprocal.TABLE_INDEX_WIDTH : fraction])
         mantissa1 = arithmetic.delay(m, mantissa, 1, name="mantissa")
 
         latency = arithmetic.MULTIPLY_LATENCY
         u = arithmetic.multiply(m, mantissa1, read.data, name="u")[seed:]
         seed1 = arithmetic.delay(m, read.data, latency, name="seed")
-        rest = ((2 << fraction) - u)[:fraction + 2]
+        rest = ((2 << fraction) - u)[: fraction + 2]
         r1 = arithmetic.multiply(m, seed1, rest, name="r1")[seed:]
         m.d.sync += self.mantissa.eq(Mux(r1[fraction:].any(), (1 << fraction) - 1, r1))
         m.d.comb += self.shift.eq(arithmetic.delay(m, fraction + position, 2 + 2 * latency, name="shift")[:6])
-        assert RECIPROCAL_LATENCY == 1 + len(_STEPS) + 1 + 2 * latency + 1
+        assert 1 + len(_STEPS) + 1 + 2 * latency + 1 == RECIPROCAL_LATENCY
         return m
 
 
@@ -107,7 +112,7 @@ class RowScale(wiring.Component):
         width = fixed.MULT_WIDTH
         product = arithmetic.multiply(m, unit.mantissa, self.mult, name="product")
         total = unit.shift + self.shift - width  # unit.shift is at least 16
-        total = arithmetic.delay(m, total[:fixed.SHIFT_WIDTH + 1], arithmetic.MULTIPLY_LATENCY, name="total")
+        total = arithmetic.delay(m, total[: fixed.SHIFT_WIDTH + 1], arithmetic.MULTIPLY_LATENCY, name="total")
         m.d.comb += unit.x.eq(self.row_sum)
         m.d.sync += [
             # at most (2**16 - 1)**2: rounding cannot overflow, so there is nothing to saturate

@@ -61,25 +61,27 @@ class RowLoader(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
-        super().__init__({
-            "start": In(1),
-            "last_row": In(range(config.rows)),
-            "buffer": In(1),
-            "load": In(1),
-            "base": In(ADDRESS),
-            "stride": In(STRIDE),
-            "wide": In(1),
-            "constants": In(constants_layout(config)),
-            "act": Out(ActivationReadSignature(config)),
-            "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
-            "o_tile": Out(TileWriteSignature(config)),
-            "filled": Out(1),
-            "go": In(1),
-            "begin": Out(1),
-            "ready": Out(1),
-            "busy": Out(1),
-            "waiting": Out(1),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "last_row": In(range(config.rows)),
+                "buffer": In(1),
+                "load": In(1),
+                "base": In(ADDRESS),
+                "stride": In(STRIDE),
+                "wide": In(1),
+                "constants": In(constants_layout(config)),
+                "act": Out(ActivationReadSignature(config)),
+                "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
+                "o_tile": Out(TileWriteSignature(config)),
+                "filled": Out(1),
+                "go": In(1),
+                "begin": Out(1),
+                "ready": Out(1),
+                "busy": Out(1),
+                "waiting": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -122,10 +124,17 @@ class RowLoader(wiring.Component):
     def _requests(self, m: Module, accepted, freed):
         """Reads the tile's rows word by word; returns what belongs to the read asked for in this cycle."""
         config, act, constants = self._config, self.act, self.constants
-        request = Signal(data.StructLayout({
-            "place": place_layout(config), "word": range(config.tile_depth // config.columns),
-            "first": 1, "last": 1, "odd": 1,
-        }))
+        request = Signal(
+            data.StructLayout(
+                {
+                    "place": place_layout(config),
+                    "word": range(config.tile_depth // config.columns),
+                    "first": 1,
+                    "last": 1,
+                    "odd": 1,
+                }
+            )
+        )
         active, last_row = Signal(), Signal.like(self.last_row)
         row, buffer, word = Signal.like(self.last_row), Signal(), Signal.like(request.word)
         row_address, address = Signal(ADDRESS), Signal(ADDRESS)
@@ -156,7 +165,11 @@ class RowLoader(wiring.Component):
         next_row = row_address + self.stride
         with m.If(self.start):
             m.d.sync += [
-                active.eq(1), row.eq(0), word.eq(0), last_row.eq(self.last_row), buffer.eq(self.buffer),
+                active.eq(1),
+                row.eq(0),
+                word.eq(0),
+                last_row.eq(self.last_row),
+                buffer.eq(self.buffer),
             ]
             with m.If(self.load):
                 m.d.sync += [row_address.eq(self.base), address.eq(self.base)]

@@ -37,24 +37,25 @@ class Rsqrt(wiring.Component):
         assert rsqrt.INPUT_WIDTH % 2 == 0
         x = arithmetic.delay(m, one_if_zero(self.x), 1, name="x")
         normal, places = normalise(m, x, _STEPS, name="normal")
-        mantissa = normal[-(fraction + 2):]  # [2**16, 2**18)
+        mantissa = normal[-(fraction + 2) :]  # [2**16, 2**18)
         half = (rsqrt.INPUT_WIDTH // 2 - 1 - places[1:])[:5]
 
         # The mantissa's upper bits are the address; the first TABLE_FIRST entries are never read.
         entries = [0] * rsqrt.TABLE_FIRST + rsqrt.TABLE.tolist()
         m.submodules.table = table = Memory(
-            shape=seed_fraction, depth=len(entries), init=entries, attrs={"ram_style": "distributed"})
+            shape=seed_fraction, depth=len(entries), init=entries, attrs={"ram_style": "distributed"}
+        )
         read = table.read_port()
-        m.d.comb += read.addr.eq(mantissa[rsqrt.TABLE_INDEX_SHIFT:])
+        m.d.comb += read.addr.eq(mantissa[rsqrt.TABLE_INDEX_SHIFT :])
         seed = read.data
 
-        t = arithmetic.multiply(m, seed, seed, name="t")[2 * seed_fraction - fraction:]
+        t = arithmetic.multiply(m, seed, seed, name="t")[2 * seed_fraction - fraction :]
         mantissa1 = arithmetic.delay(m, mantissa, 1 + latency, name="mantissa")
         u = arithmetic.multiply(m, mantissa1, t, name="u")[fraction:]
-        rest = ((3 << fraction) - u)[:fraction + 2]
+        rest = ((3 << fraction) - u)[: fraction + 2]
         seed1 = arithmetic.delay(m, seed, 2 * latency, name="seed")
         r1 = arithmetic.multiply(m, seed1, rest, name="r1")[fraction:]
         m.d.sync += self.mantissa.eq(Mux(r1[fraction:].any(), (1 << fraction) - 1, r1))
         m.d.comb += self.shift.eq(arithmetic.delay(m, fraction + half, 2 + 3 * latency, name="shift")[:6])
-        assert RSQRT_LATENCY == 1 + len(_STEPS) + 1 + 3 * latency + 1
+        assert 1 + len(_STEPS) + 1 + 3 * latency + 1 == RSQRT_LATENCY
         return m

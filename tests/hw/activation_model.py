@@ -25,15 +25,15 @@ class ActivationModel:
     def put8(self, address: int, row: NDArray[Any]) -> None:
         """Store an 8-bit row; the rest of its last word stays random."""
         words = -(-len(row) // self.columns)
-        self.words[address:address + words].reshape(-1)[:len(row)] = np.asarray(row).astype(np.uint8)
+        self.words[address : address + words].reshape(-1)[: len(row)] = np.asarray(row).astype(np.uint8)
 
     def put16(self, address: int, row: NDArray[Any]) -> None:
         """Store an int16 row at an even address: low bytes and high bytes in turn."""
         assert address % 2 == 0
         for i in range(0, len(row), self.columns):
-            part = np.asarray(row[i:i + self.columns]).astype("<u2")
+            part = np.asarray(row[i : i + self.columns]).astype("<u2")
             word = address + 2 * (i // self.columns)
-            self.words[word, :len(part)], self.words[word + 1, :len(part)] = part & 255, part >> 8
+            self.words[word, : len(part)], self.words[word + 1, : len(part)] = part & 255, part >> 8
 
     def process(self, act: Any) -> Any:
         async def serve(ctx: Any) -> None:
@@ -45,8 +45,11 @@ class ActivationModel:
                 queue.append(pair if valid and was_ready else None)
                 self.reads += bool(valid and was_ready)
                 answer = queue.pop(0)
-                words = rng.randbytes(2 * self.columns) if answer is None else \
-                    self.words[2 * answer:2 * answer + 2].tobytes()
+                words = (
+                    rng.randbytes(2 * self.columns)
+                    if answer is None
+                    else self.words[2 * answer : 2 * answer + 2].tobytes()
+                )
                 ctx.set(act.data, int.from_bytes(words, "little"))
                 ctx.set(act.data_valid, answer is not None)
                 ctx.set(act.ready, rng.random() >= self.stall)

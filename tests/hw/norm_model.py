@@ -27,7 +27,7 @@ class Norm(NamedTuple):
         """The norm words: C lanes of gamma and beta each."""
         count = -(-len(self.gamma) // columns)
         lanes = np.zeros((count * columns, 2), "<i2")
-        lanes[:len(self.gamma), 0], lanes[:len(self.gamma), 1] = self.gamma, self.beta
+        lanes[: len(self.gamma), 0], lanes[: len(self.gamma), 1] = self.gamma, self.beta
         return [int.from_bytes(w.tobytes(), "little") for w in lanes.reshape(count, columns, 2)]
 
 
@@ -43,8 +43,11 @@ def random_norm(rng: np.random.Generator, mode: NormMode, length: int, signed: b
 
 def random_rows(rng: np.random.Generator, count: int, length: int) -> NDArray[np.int64]:
     """int16 rows: ordinary ones, and in turn constant, extreme and outlier rows."""
-    rows = np.clip(rng.normal(rng.normal(0, 500, (count, 1)), rng.choice([3, 300, 9000], (count, 1)),
-                              (count, length)), -32768, 32767).astype(np.int64)
+    rows = np.clip(
+        rng.normal(rng.normal(0, 500, (count, 1)), rng.choice([3, 300, 9000], (count, 1)), (count, length)),
+        -32768,
+        32767,
+    ).astype(np.int64)
     for i in range(0, count, 3):
         kind = rng.integers(0, 5)
         if kind == 0:
@@ -62,6 +65,8 @@ def pair_words(row: NDArray[Any], columns: int, rng: np.random.Generator) -> lis
     """A 16-bit row as pairs of words: low bytes below high bytes; lanes past the end hold anything."""
     count = -(-len(row) // columns)
     padded = rng.integers(-32768, 32768, count * columns).astype("<i2")
-    padded[:len(row)] = row
+    padded[: len(row)] = row
     lanes = padded.reshape(count, columns).view(np.uint8).reshape(count, columns, 2)
-    return [int.from_bytes(lanes[i, :, 0].tobytes() + lanes[i, :, 1].tobytes(), "little") for i in range(count)]
+    return [
+        int.from_bytes(lanes[i, :, 0].tobytes() + lanes[i, :, 1].tobytes(), "little") for i in range(count)
+    ]

@@ -26,13 +26,18 @@ def staged_rows(scores: NDArray[Any], config: AcceleratorConfig) -> list[StagedR
     out = []
     tiles = -(-keys // config.columns)
     for tile in range(tiles):
-        part = scores[:, tile * config.columns:(tile + 1) * config.columns]
+        part = scores[:, tile * config.columns : (tile + 1) * config.columns]
         running = np.maximum(running, softmax.tile_maximum(part))
         lanes = np.zeros((rows, config.columns), np.uint8)
-        lanes[:, :part.shape[1]] = softmax.probability(part, running[:, None])
+        lanes[:, : part.shape[1]] = softmax.probability(part, running[:, None])
         out += [
-            StagedRow(row, tile, int.from_bytes(lanes[row].tobytes(), "little"), int(running[row]),
-                      tile == tiles - 1 and row == rows - 1)
+            StagedRow(
+                row,
+                tile,
+                int.from_bytes(lanes[row].tobytes(), "little"),
+                int(running[row]),
+                tile == tiles - 1 and row == rows - 1,
+            )
             for row in range(rows)
         ]
     return out
@@ -41,14 +46,17 @@ def staged_rows(scores: NDArray[Any], config: AcceleratorConfig) -> list[StagedR
 def tile_and_scales(
     scores: NDArray[Any], config: AcceleratorConfig, mult: int, shift: int
 ) -> tuple[dict[tuple[int, int], bytes], list[tuple[int, int]]]:
-    """A-tile words {(row, word): bytes} and the rows' (mult, shift) that the context loader makes of a unit."""
+    """A-tile words {(row, word): bytes} and rows' (mult, shift) that the context loader makes of a unit."""
     probabilities, sums = softmax.softmax(scores, config.columns)
     rows, keys = scores.shape
     words = -(-keys // config.columns)
     padded = np.zeros((rows, words * config.columns), np.uint8)
     padded[:, :keys] = probabilities
-    tile = {(r, w): padded[r, w * config.columns:(w + 1) * config.columns].tobytes()
-            for r in range(rows) for w in range(words)}
+    tile = {
+        (r, w): padded[r, w * config.columns : (w + 1) * config.columns].tobytes()
+        for r in range(rows)
+        for w in range(words)
+    }
     mults, shifts = softmax.row_scale(sums, mult, shift)
     return tile, list(zip(mults.tolist(), shifts.tolist(), strict=True))
 

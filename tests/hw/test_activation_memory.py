@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from hw.bench import run
 
+from hw.bench import run
 from moevit.config import get_config
 from moevit.hw.interfaces import ACTIVATION_READ_LATENCY
 from moevit.hw.units.activation_memory import READERS, WRITERS, ActivationMemory
@@ -21,7 +21,7 @@ def test_random_traffic(name):
     columns, pairs = config.columns, config.activation_words // 2
     memory = [bytearray(2 * columns) for _ in range(pairs)]
     used = [0, 1, pairs - 1, 17]
-    counts = {n: 0 for n in READERS + WRITERS}
+    counts = dict.fromkeys(READERS + WRITERS, 0)
 
     async def bench(ctx):
         rng = random.Random(1)
@@ -35,14 +35,21 @@ def test_random_traffic(name):
                 ctx.set(port.pair, request[1])
             writes = []
             for port in _clients(dut, WRITERS, "write"):
-                write = (rng.random() < 0.5, rng.choice(used), rng.randbytes(2 * columns), rng.getrandbits(2 * columns))
+                write = (
+                    rng.random() < 0.5,
+                    rng.choice(used),
+                    rng.randbytes(2 * columns),
+                    rng.getrandbits(2 * columns),
+                )
                 writes.append(write)
                 ctx.set(port.valid, write[0])
                 ctx.set(port.pair, write[1])
                 ctx.set(port.data, int.from_bytes(write[2], "little"))
                 ctx.set(port.mask, write[3])
             free = True
-            for index, (port, (valid, pair)) in enumerate(zip(_clients(dut, READERS, "read"), requests, strict=True)):
+            for index, (port, (valid, pair)) in enumerate(
+                zip(_clients(dut, READERS, "read"), requests, strict=True)
+            ):
                 assert ctx.get(port.ready) == free
                 if free and valid:
                     due.append((cycle + ACTIVATION_READ_LATENCY, index, bytes(memory[pair])))
@@ -56,7 +63,8 @@ def test_random_traffic(name):
                 assert got == data, cycle
             free = True
             for index, (port, (valid, pair, data, mask)) in enumerate(
-                    zip(_clients(dut, WRITERS, "write"), writes, strict=True)):
+                zip(_clients(dut, WRITERS, "write"), writes, strict=True)
+            ):
                 assert ctx.get(port.ready) == free
                 if free and valid:
                     counts[WRITERS[index]] += 1

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from amaranth import *
 from amaranth.lib import wiring
+
 from hw.bench import run
 from hw.softmax_model import random_scores, staged_rows, tile_and_scales
-
 from moevit.config import get_config
 from moevit.hw.units.context_loader import CONTEXT_LATENCY, ContextLoader, cover_steps, scale_latency
 from moevit.hw.units.probability_buffer import ProbabilityBuffer
@@ -41,8 +41,13 @@ def test_units(name, covered):
     loader = dut.loader
     rng = np.random.default_rng(7)
     mult, shift = 0xC0DE, 21
-    cases = [(1, 1), (config.rows, 3 * config.columns), (config.rows - 1, 2 * config.columns + 1),
-             (config.rows, config.columns - 1), (1, 9 * config.columns)]
+    cases = [
+        (1, 1),
+        (config.rows, 3 * config.columns),
+        (config.rows - 1, 2 * config.columns + 1),
+        (config.rows, config.columns - 1),
+        (1, 9 * config.columns),
+    ]
     scores = [random_scores(rng, *case) for case in cases]
     scores[1][0] = np.sort(scores[1][0])  # grows in every tile
     scores[1][1] = [-32768] * (len(scores[1][1]) - 1) + [32767]
@@ -56,7 +61,8 @@ def test_units(name, covered):
             rows, keys = unit_scores.shape
             key_tiles = -(-keys // config.columns)
             await _stage(ctx, dut.buffer, index & 1, unit_scores, config)
-            assert not ctx.get(loader.busy) and ctx.get(loader.idle)
+            assert not ctx.get(loader.busy)
+            assert ctx.get(loader.idle)
             ctx.set(loader.start, 1)
             ctx.set(loader.unit, index & 1)
             ctx.set(loader.last_row, rows - 1)
@@ -84,7 +90,7 @@ def test_units(name, covered):
             assert tile == expected[index][0], cases[index]
             assert row_scales == expected[index][1], cases[index]
             assert writes == list(range(CONTEXT_LATENCY + 1, CONTEXT_LATENCY + 1 + rows * key_tiles))
-            last_writes = writes[key_tiles - 1::key_tiles]
+            last_writes = writes[key_tiles - 1 :: key_tiles]
             assert scale_cycles == [w + scale_latency(config) for w in last_writes]
             assert filled == [writes[-1] if covered else scale_cycles[-1]]
 

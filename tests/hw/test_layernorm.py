@@ -1,12 +1,12 @@
-"""LayerNormUnit against ``numerics.layernorm``: lengths around the lanes, gaps between words, parameter wrap."""
+"""LayerNormUnit against ``numerics.layernorm``: odd lengths, gaps between words, parameter wrap."""
 
 import random
 
 import numpy as np
 import pytest
+
 from hw.bench import run
 from hw.norm_model import pair_words, random_norm, random_rows
-
 from moevit.config import get_config
 from moevit.hw.interfaces import PARAMETER_READ_LATENCY
 from moevit.hw.units.layernorm import LayerNormUnit, layernorm_latency, row_buffer_words
@@ -16,14 +16,18 @@ LAYERNORM, AFFINE = NormMode.LAYERNORM, NormMode.AFFINE
 
 
 def _run(config, norm, rows, *, base=0, gap=0.0, seed=0):
-    """Feed rows and collect the tile writes; returns (outputs, cycle of each row's last word, writes' cycles)."""
+    """Feed rows and collect the tile writes; returns (outputs, cycles of rows' last words, of writes)."""
     dut = LayerNormUnit(config)
     rng = np.random.default_rng(seed)
     columns = config.columns
     length = norm.constants.length
     words = -(-length // columns)
-    inputs = [(word, r, i) for r, row in enumerate(rows) for i, word in enumerate(pair_words(row, columns, rng))]
-    memory = dict(zip(((base + i) % config.norm_words for i in range(words)), norm.words(columns), strict=True))
+    inputs = [
+        (word, r, i) for r, row in enumerate(rows) for i, word in enumerate(pair_words(row, columns, rng))
+    ]
+    memory = dict(
+        zip(((base + i) % config.norm_words for i in range(words)), norm.words(columns), strict=True)
+    )
     outputs = np.zeros((len(rows), words * columns), np.uint8)
     last_in, writes, freed, filled = [], [], 0, []
 
@@ -31,10 +35,17 @@ def _run(config, norm, rows, *, base=0, gap=0.0, seed=0):
         nonlocal freed
         stall = random.Random(seed)
         c = dut.constants
-        for name, value in (("length", length), ("last_word", words - 1), ("affine", norm.mode == AFFINE),
-                            ("signed", norm.signed), ("inverse_mult", norm.constants.inverse_mult),
-                            ("inverse_shift", norm.constants.inverse_shift), ("epsilon", norm.constants.epsilon),
-                            ("output_shift", norm.constants.output_shift), ("norm_base", base)):
+        for name, value in (
+            ("length", length),
+            ("last_word", words - 1),
+            ("affine", norm.mode == AFFINE),
+            ("signed", norm.signed),
+            ("inverse_mult", norm.constants.inverse_mult),
+            ("inverse_shift", norm.constants.inverse_shift),
+            ("epsilon", norm.constants.epsilon),
+            ("output_shift", norm.constants.output_shift),
+            ("norm_base", base),
+        ):
             ctx.set(getattr(c, name), int(value))
         ctx.set(dut.go, 1)
         await ctx.tick().repeat(3)
@@ -49,9 +60,15 @@ def _run(config, norm, rows, *, base=0, gap=0.0, seed=0):
                 ctx.set(dut.i_data, word)
                 ctx.set(dut.i_first, i == 0)
                 ctx.set(dut.i_last, i == words - 1)
-                ctx.set(dut.i_place, {"row": r % config.rows, "buffer": r // config.rows & 1,
-                                      "first_row": r % config.rows == 0,
-                                      "last_row": r % config.rows == config.rows - 1 or r == len(rows) - 1})
+                ctx.set(
+                    dut.i_place,
+                    {
+                        "row": r % config.rows,
+                        "buffer": r // config.rows & 1,
+                        "first_row": r % config.rows == 0,
+                        "last_row": r % config.rows == config.rows - 1 or r == len(rows) - 1,
+                    },
+                )
                 if i == words - 1:
                     last_in.append(cycle)
             ctx.set(dut.norm.data, memory.get(addresses.pop(0), 0))
@@ -63,7 +80,7 @@ def _run(config, norm, rows, *, base=0, gap=0.0, seed=0):
                 assert ctx.get(dut.o_tile.buffer) == r // config.rows & 1
                 assert ctx.get(dut.o_tile.word) == i
                 data = ctx.get(dut.o_tile.data).to_bytes(columns, "little")
-                outputs[r, i * columns:(i + 1) * columns] = np.frombuffer(data, np.uint8)
+                outputs[r, i * columns : (i + 1) * columns] = np.frombuffer(data, np.uint8)
                 writes.append(cycle)
             if ctx.get(dut.filled):
                 filled.append(len(writes))
@@ -97,8 +114,12 @@ def test_rows(mode, length, gap):
         last_in, writes = _check(config, norm, rows, gap=gap, base=250, seed=length)
         words = -(-length // config.columns)
         # a row's first write comes a fixed time after its last word: nothing ever waits
-        assert [w - i for w, i in zip(writes[::words], last_in, strict=True)] == [layernorm_latency(config)] * len(rows)
-        assert [writes[i + words - 1] - writes[i] for i in range(0, len(writes), words)] == [words - 1] * len(rows)
+        assert [w - i for w, i in zip(writes[::words], last_in, strict=True)] == [
+            layernorm_latency(config)
+        ] * len(rows)
+        assert [writes[i + words - 1] - writes[i] for i in range(0, len(writes), words)] == [words - 1] * len(
+            rows
+        )
         if gap == 0:
             assert writes == list(range(writes[0], writes[0] + len(writes)))
 
@@ -113,7 +134,9 @@ def test_longest_row():
     config = get_config("tiny")
     rng = np.random.default_rng(3)
     length = config.tile_depth
-    last_in, writes = _check(config, random_norm(rng, LAYERNORM, length, True), random_rows(rng, 3, length), base=130)
+    last_in, writes = _check(
+        config, random_norm(rng, LAYERNORM, length, True), random_rows(rng, 3, length), base=130
+    )
     assert writes[0] - last_in[0] == layernorm_latency(config)
 
 

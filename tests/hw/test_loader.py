@@ -1,4 +1,4 @@
-"""Loader against the numerics: tiles in compute order, with an array, POST, streamer and retirement that delay."""
+"""Loader against the numerics: tiles in compute order, among an array, POST and a streamer that delay."""
 
 import dataclasses
 import random
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+
 from hw.activation_model import ActivationModel, parameter_memory
 from hw.bench import run
 from hw.norm_model import Norm, random_norm, random_rows
 from hw.softmax_model import random_scores, staged_rows, tile_and_scales
-
 from moevit.config import AcceleratorConfig, get_config
 from moevit.hw.units.context_loader import CONTEXT_LATENCY, cover_steps, scale_latency
 from moevit.hw.units.layernorm import NORMALISE_LATENCY
@@ -58,13 +58,25 @@ class Case:
         columns = self.config.columns
         words = -(-rows.shape[1] // columns)
         padded = np.zeros((len(rows), words * columns), np.uint8)
-        padded[:, :rows.shape[1]] = rows.astype(np.uint8)
-        tile = {(r, w): padded[r, w * columns:(w + 1) * columns].tobytes()
-                for r in range(len(rows)) for w in range(words)}
+        padded[:, : rows.shape[1]] = rows.astype(np.uint8)
+        tile = {
+            (r, w): padded[r, w * columns : (w + 1) * columns].tobytes()
+            for r in range(len(rows))
+            for w in range(words)
+        }
         return Job(len(self.instructions), tile, valid, **kwargs)
 
-    def linear(self, n_rows: int, length: int, *, mode: NormMode = NormMode.NONE, signed: bool = True, wait: int = 0,
-               release: bool = True, norm: Norm | None = None) -> Norm | None:
+    def linear(
+        self,
+        n_rows: int,
+        length: int,
+        *,
+        mode: NormMode = NormMode.NONE,
+        signed: bool = True,
+        wait: int = 0,
+        release: bool = True,
+        norm: Norm | None = None,
+    ) -> Norm | None:
         """Append a LINEAR; ``norm`` are the parameters that an earlier one has left in the ring."""
         config, rng = self.config, self.rng
         words = -(-length // config.columns)
@@ -86,15 +98,34 @@ class Case:
             for i, row in enumerate(rows):
                 self.memory.put16(src + i * stride, row)
             c = norm.constants
-            fields = {"inverse_mult": c.inverse_mult, "inverse_shift": c.inverse_shift, "epsilon": c.epsilon,
-                      "norm_shift": c.output_shift}
+            fields = {
+                "inverse_mult": c.inverse_mult,
+                "inverse_shift": c.inverse_shift,
+                "epsilon": c.epsilon,
+                "norm_shift": c.output_shift,
+            }
             self.norm_freed += words if release else 0
         firsts = range(0, n_rows, config.rows)
-        jobs = [self._tile(out[r:r + config.rows], length, last=r == firsts[-1]) for r in firsts]
+        jobs = [self._tile(out[r : r + config.rows], length, last=r == firsts[-1]) for r in firsts]
         self.jobs += jobs
-        self.instructions.append(Linear(
-            wait=wait, release=int(release), n_rows=n_rows, src=src, src_stride=stride, length=length, norm=int(mode),
-            signed=int(signed), tiles=1, key_tile=1, value_tile=1, dst=0, dst_stride=1, **fields))
+        self.instructions.append(
+            Linear(
+                wait=wait,
+                release=int(release),
+                n_rows=n_rows,
+                src=src,
+                src_stride=stride,
+                length=length,
+                norm=int(mode),
+                signed=int(signed),
+                tiles=1,
+                key_tile=1,
+                value_tile=1,
+                dst=0,
+                dst_stride=1,
+                **fields,
+            )
+        )
         return norm
 
     def attention(self, n_rows: int, n_keys: int, heads: int, head_dim: int, *, wait: int = 0) -> None:
@@ -110,23 +141,42 @@ class Case:
         units = [(head, r) for head in range(heads) for r in range(0, n_rows, config.rows)]
         q_jobs, p_jobs = [], []
         for u, (head, r) in enumerate(units):
-            rows = q[r:r + config.rows, head]
+            rows = q[r : r + config.rows, head]
             scores = random_scores(rng, len(rows), n_keys)
             q_jobs.append(self._tile(rows, head_dim, scores=scores, unit=u & 1))
             tile, scales = tile_and_scales(scores, config, mult, shift)
-            p_jobs.append(Job(len(self.instructions), tile, n_keys, unit=u & 1, scales=scales, last=u == len(units) - 1))
+            p_jobs.append(
+                Job(len(self.instructions), tile, n_keys, unit=u & 1, scales=scales, last=u == len(units) - 1)
+            )
         order = [q_jobs[0]]
         for u in range(1, len(units)):
             order += [q_jobs[u], p_jobs[u - 1]]
         self.jobs += [*order, p_jobs[-1]]
-        self.instructions.append(Attention(
-            wait=wait, n_rows=n_rows, src=src, src_stride=stride, n_keys=n_keys, heads=heads, head_dim=head_dim,
-            key_base=0, key_stride=1, value_base=0, value_stride=1, score_mult=1, score_shift=0, out_mult=mult,
-            out_shift=shift, dst=0, dst_stride=1))
+        self.instructions.append(
+            Attention(
+                wait=wait,
+                n_rows=n_rows,
+                src=src,
+                src_stride=stride,
+                n_keys=n_keys,
+                heads=heads,
+                head_dim=head_dim,
+                key_base=0,
+                key_stride=1,
+                value_base=0,
+                value_stride=1,
+                score_mult=1,
+                score_shift=0,
+                out_mult=mult,
+                out_shift=shift,
+                dst=0,
+                dst_stride=1,
+            )
+        )
 
 
 class Result(NamedTuple):
-    """Cycle numbers: taken instructions, accepted reads, first write and ``tile_filled`` of each job, last scores, ..."""
+    """Cycle numbers: instructions taken, reads accepted, first write and ``tile_filled`` of each job, ..."""
 
     taken: list[int]
     reads: list[int]
@@ -139,8 +189,15 @@ class Result(NamedTuple):
     cycles: int
 
 
-def simulate(case: Case, *, delay: int = 0, seed: int = 0, norm_delay: int = 0, array_delay: int = 0,
-             timeout: int = 20_000) -> Result:
+def simulate(
+    case: Case,
+    *,
+    delay: int = 0,
+    seed: int = 0,
+    norm_delay: int = 0,
+    array_delay: int = 0,
+    timeout: int = 20_000,
+) -> Result:
     """Run all of it; ``delay`` is the longest random time of everybody else's steps."""
     config = case.config
     dut = Loader(config)
@@ -150,7 +207,7 @@ def simulate(case: Case, *, delay: int = 0, seed: int = 0, norm_delay: int = 0, 
     writes: dict[tuple[int, int], bytes] = {}
     scales: list[tuple[int, int, int, int]] = []
     cycle = [0]
-    events = {name: 0 for name in dut.events.shape().members}
+    events = dict.fromkeys(dut.events.shape().members, 0)
 
     async def pause(ctx):
         for _ in range(rng.randint(0, delay)):
@@ -169,7 +226,7 @@ def simulate(case: Case, *, delay: int = 0, seed: int = 0, norm_delay: int = 0, 
             if index == 0 or job.instruction != case.jobs[index - 1].instruction:
                 await pause(ctx)
                 ctx.set(dut.o_instr.ready, 1)
-                payload, = await ctx.tick().sample(dut.o_instr.payload).until(dut.o_instr.valid)
+                (payload,) = await ctx.tick().sample(dut.o_instr.payload).until(dut.o_instr.valid)
                 ctx.set(dut.o_instr.ready, 0)
                 assert payload == int.from_bytes(encode(case.instructions[job.instruction]), "little")
             while len(result.filled) <= index:
@@ -240,11 +297,40 @@ def simulate(case: Case, *, delay: int = 0, seed: int = 0, norm_delay: int = 0, 
         tile = dut.o_tile
         scale = dut.o_scale
         while True:
-            (_, _, taken, instr_ready, read, read_ready, valid, buffer, row, word, value, is_filled, scale_valid,
-             *scale_values, event) = await ctx.tick().sample(
-                dut.i_instr.valid, dut.i_instr.ready, dut.act.valid, dut.act.ready, tile.valid, tile.buffer, tile.row,
-                tile.word, tile.data, dut.tile_filled, scale.valid, scale.unit, scale.row, scale.mult, scale.shift,
-                dut.events)
+            (
+                _,
+                _,
+                taken,
+                instr_ready,
+                read,
+                read_ready,
+                valid,
+                buffer,
+                row,
+                word,
+                value,
+                is_filled,
+                scale_valid,
+                *scale_values,
+                event,
+            ) = await ctx.tick().sample(
+                dut.i_instr.valid,
+                dut.i_instr.ready,
+                dut.act.valid,
+                dut.act.ready,
+                tile.valid,
+                tile.buffer,
+                tile.row,
+                tile.word,
+                tile.data,
+                dut.tile_filled,
+                scale.valid,
+                scale.unit,
+                scale.row,
+                scale.mult,
+                scale.shift,
+                dut.events,
+            )
             high = [name for name in events if event[name]]
             assert len(high) <= 1
             for name in high:
@@ -270,10 +356,24 @@ def simulate(case: Case, *, delay: int = 0, seed: int = 0, norm_delay: int = 0, 
                 result.filled.append(cycle[0])
             cycle[0] += 1
 
-    run(dut, instructions, array, retire, timeout_cycles=timeout, background=[
-        watch, post, stream, case.memory.process(dut.act), parameter_memory(dut.norm, norm_words)])
+    run(
+        dut,
+        instructions,
+        array,
+        retire,
+        timeout_cycles=timeout,
+        background=[
+            watch,
+            post,
+            stream,
+            case.memory.process(dut.act),
+            parameter_memory(dut.norm, norm_words),
+        ],
+    )
     assert len(result.filled) == len(case.jobs)
-    expected = [(job.unit, row, *pair) for job in case.jobs if job.scales for row, pair in enumerate(job.scales)]
+    expected = [
+        (job.unit, row, *pair) for job in case.jobs if job.scales for row, pair in enumerate(job.scales)
+    ]
     assert scales == expected
     assert len(result.reads) == sum(len(job.words) for job in case.jobs if job.scales is None)
     return result._replace(events=events, cycles=cycle[0])
@@ -336,10 +436,17 @@ def test_random_programs():
         for i in range(6):
             wait = rng.randint(0, i)
             if rng.random() < 0.4:
-                case.attention(rng.randint(1, 9), rng.randint(1, 40), rng.randint(1, 3), rng.randint(1, 20), wait=wait)
+                case.attention(
+                    rng.randint(1, 9), rng.randint(1, 40), rng.randint(1, 3), rng.randint(1, 20), wait=wait
+                )
             else:
-                case.linear(rng.randint(1, 10), rng.randint(1, 40), mode=rng.choice(list(NormMode)),
-                            signed=rng.random() < 0.5, wait=wait)
+                case.linear(
+                    rng.randint(1, 10),
+                    rng.randint(1, 40),
+                    mode=rng.choice(list(NormMode)),
+                    signed=rng.random() < 0.5,
+                    wait=wait,
+                )
         simulate(case, delay=rng.choice([0, 3, 60]), seed=seed)
 
 
@@ -356,8 +463,13 @@ def test_copy_cycles(name):
     assert result.filled[0] - result.first[0] == words - 1
     assert np.diff(result.filled).tolist() == [words + 1] * (tiles - 1)
     # from the first tile's start to the last tile's end
-    assert result.events == {"busy": tiles * (words + 1) + COPY_LATENCY - 1, "dependency": 0, "tile": 0, "norm": 0,
-                             "scores": 0}
+    assert result.events == {
+        "busy": tiles * (words + 1) + COPY_LATENCY - 1,
+        "dependency": 0,
+        "tile": 0,
+        "norm": 0,
+        "scores": 0,
+    }
 
 
 @pytest.mark.parametrize(("name", "words"), [("tiny", 32), ("tiny", 6), ("wide", 20)])
@@ -390,7 +502,8 @@ def test_norm_reads_ahead():
     result = simulate(case, delay=0, array_delay=400)
     assert result.reads[-1] < result.freed[0]
     assert [first - freed for first, freed in zip(result.first[2:], result.freed, strict=False)] == [
-        2 + NORMALISE_LATENCY + 1] * 2
+        2 + NORMALISE_LATENCY + 1
+    ] * 2
     assert result.events["tile"] > 700
 
 
@@ -458,6 +571,6 @@ def test_queue():
                 words.append(ctx.get(dut.o_instr.payload))
             await ctx.tick()
         assert 4 <= len(words) < 6
-        assert words == instructions[:len(words)]
+        assert words == instructions[: len(words)]
 
     run(dut, bench, background=[case.memory.process(dut.act)], timeout_cycles=1000)

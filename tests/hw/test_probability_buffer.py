@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from hw.bench import run
 
+from hw.bench import run
 from moevit.config import get_config
 from moevit.hw.units.probability_buffer import PROBABILITY_READ_LATENCY, ProbabilityBuffer
 
@@ -19,8 +19,15 @@ async def _stage(ctx, dut, unit, rows, tiles, rng, gap):
             data, maximum = rng.getrandbits(len(dut.i_staged.data)), rng.randrange(-1024, 1024)
             words[row, tile], finals[row] = (data, maximum), maximum
             assert not ctx.get(dut.complete) >> unit & 1
-            for name, value in (("valid", 1), ("unit", unit), ("row", row), ("tile", tile), ("data", data),
-                                ("maximum", maximum & 0x7FF), ("last", (row, tile) == (rows - 1, tiles - 1))):
+            for name, value in (
+                ("valid", 1),
+                ("unit", unit),
+                ("row", row),
+                ("tile", tile),
+                ("data", data),
+                ("maximum", maximum & 0x7FF),
+                ("last", (row, tile) == (rows - 1, tiles - 1)),
+            ):
                 ctx.set(getattr(dut.i_staged, name), value)
             await ctx.tick()
             ctx.set(dut.i_staged.valid, 0)

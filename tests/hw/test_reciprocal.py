@@ -1,8 +1,8 @@
 """Reciprocal and RowScale against the numerics: every power of two's neighbourhood, random sums."""
 
 import numpy as np
-from hw.bench import run
 
+from hw.bench import run
 from moevit.hw.units.reciprocal import RECIPROCAL_LATENCY, ROW_SCALE_LATENCY, Reciprocal, RowScale
 from moevit.numerics import reciprocal, softmax
 

@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
+
 from hw.activation_model import ActivationModel, parameter_memory
 from hw.bench import run
 from hw.norm_model import random_norm, random_rows
-
 from moevit.config import get_config
 from moevit.hw.units.row_loader import COPY_LATENCY, RowLoader, norm_latency
 from moevit.isa.formats import NormMode
 
 
 def _run(config, rows, stride, *, norm=None, base=64, stall=0.0, seed=0):
-    """Load rows (uint8, or int16 with ``norm``) in tiles; returns (outputs, cycles of starts, writes, filleds)."""
+    """Load rows (int16 with ``norm``, else uint8); returns (outputs, cycles of starts, writes, filled)."""
     dut = RowLoader(config)
     columns, length = config.columns, rows.shape[1]
     words = -(-length // columns)
@@ -30,8 +30,14 @@ def _run(config, rows, stride, *, norm=None, base=64, stall=0.0, seed=0):
         values = {"last_word": words - 1, "length": length}
         if norm is not None:
             c = norm.constants
-            values |= {"affine": norm.mode == NormMode.AFFINE, "signed": norm.signed, "inverse_mult": c.inverse_mult,
-                       "inverse_shift": c.inverse_shift, "epsilon": c.epsilon, "output_shift": c.output_shift}
+            values |= {
+                "affine": norm.mode == NormMode.AFFINE,
+                "signed": norm.signed,
+                "inverse_mult": c.inverse_mult,
+                "inverse_shift": c.inverse_shift,
+                "epsilon": c.epsilon,
+                "output_shift": c.output_shift,
+            }
         for name, value in values.items():
             ctx.set(getattr(dut.constants, name), int(value))
         ctx.set(dut.wide, norm is not None)
@@ -56,16 +62,21 @@ def _run(config, rows, stride, *, norm=None, base=64, stall=0.0, seed=0):
                 assert ctx.get(dut.o_tile.row) == row
                 assert ctx.get(dut.o_tile.word) == word
                 part = ctx.get(dut.o_tile.data).to_bytes(columns, "little")
-                outputs[r, word * columns:(word + 1) * columns] = np.frombuffer(part, np.uint8)
+                outputs[r, word * columns : (word + 1) * columns] = np.frombuffer(part, np.uint8)
                 writes.append(cycle)
             if ctx.get(dut.filled):
-                assert len(writes) == sum(tiles[:len(filled) + 1]) * words
+                assert len(writes) == sum(tiles[: len(filled) + 1]) * words
                 filled.append(cycle)
             await ctx.tick()
             assert ctx.get(dut.busy) == (len(starts) > len(filled))
             cycle += 1
 
-    run(dut, bench, background=[memory.process(dut.act), parameter_memory(dut.norm, norm_words)], timeout_cycles=5000)
+    run(
+        dut,
+        bench,
+        background=[memory.process(dut.act), parameter_memory(dut.norm, norm_words)],
+        timeout_cycles=5000,
+    )
     assert memory.reads == len(writes) == len(rows) * words
     return outputs[:, :length], starts, writes, filled
 
@@ -94,8 +105,7 @@ def test_norm(length, mode, stall):
     norm = random_norm(rng, mode, length, signed=True)
     rows = random_rows(rng, 3 * config.rows - 1, length)
     words = -(-length // config.columns)
-    outputs, starts, writes, filled = _run(
-        config, rows, 2 * words + 2, norm=norm, stall=stall, seed=length)
+    outputs, starts, writes, filled = _run(config, rows, 2 * words + 2, norm=norm, stall=stall, seed=length)
     assert np.array_equal(outputs.view(np.int8), norm.apply(rows))
     if stall == 0:
         assert writes[0] - starts[0] == words + norm_latency(config)

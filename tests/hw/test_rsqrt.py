@@ -1,8 +1,8 @@
 """Rsqrt against the numerics: every power of two's neighbourhood, random values of every length."""
 
 import numpy as np
-from hw.bench import run
 
+from hw.bench import run
 from moevit.hw.units.rsqrt import RSQRT_LATENCY, Rsqrt
 from moevit.numerics import rsqrt
 
