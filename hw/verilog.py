@@ -5,6 +5,7 @@ from amaranth.hdl import Signal
 
 from moevit.config import AcceleratorConfig
 from moevit.hw.accelerator import Accelerator
+from moevit.hw.ram import RamPlatform
 from moevit.registers import REGISTERS, ErrorCode, Status
 
 TOP = "moevit"  #: name of the top module
@@ -37,7 +38,9 @@ def generate(config: AcceleratorConfig, trace: bool = False) -> str:
     trace : whether it has the ``trace_*`` outputs by which a simulator sees every tensor
     """
     accelerator = Accelerator(config, trace=trace)
-    return verilog.convert(accelerator, name=TOP, ports=_ports(accelerator), emit_src=False)
+    platform = RamPlatform()
+    top = verilog.convert(accelerator, name=TOP, platform=platform, ports=_ports(accelerator), emit_src=False)
+    return f"{top}\n{platform.modules}"
 
 
 def register_header() -> str:
