@@ -156,9 +156,11 @@ def _validate_task(program: Program, task: Task) -> None:
         here = f"{where}, output {y.name!r}"
         _require(y.tensor in tensors, f"unknown tensor {y.tensor!r}", here)
         t = tensors[y.tensor]
-        _require(all(n > 0 for n in y.shape) and 0 < len(y.shape) <= 2, "bad shape", here)
-        rows, channels = ((1, *y.shape) if len(y.shape) == 1 else y.shape)[:2]
-        _require(rows <= t.rows and channels <= t.channels, "larger than its tensor", here)
+        size = y.rows * y.channels
+        _require(0 < y.rows <= t.rows and 0 < y.channels <= t.channels, "larger than its tensor", here)
+        _require(_product(y.shape) == (len(y.order) or size), "bad shape", here)
+        _require(all(0 <= n < size for n in y.order), "bad order", here)
+        _require(t.memory == MEMORY_ACTIVATION, "not in the activation memory", here)
         extent = t.rows * t.stride * program.config.columns
         _require(y.offset >= 0 and y.offset + extent <= task.output_bytes, "outside the buffer", here)
     for layer in task.layers:
@@ -186,10 +188,12 @@ def _validate_layer(program: Program, task: Task, layer, instructions, tensors) 
                  "lies outside the image", here)
     if layer.kind == "linear":
         _require(layer.input_row + layer.rows <= tensors[layer.inputs[0]].rows, "rows outside its input", here)
-        _require(0 <= layer.stream < len(instructions), "no such stream", here)
-        stream, linear = instructions[layer.stream], instructions[layer.instructions[0]]
-        _require(isinstance(stream, Stream) and isinstance(linear, Linear), "names the wrong instructions", here)
-        _require_stream(program, stream, linear, here)
+        _require(len(layer.streams) == len(layer.instructions), "must have one stream per instruction", here)
+        for s, i in zip(layer.streams, layer.instructions, strict=True):
+            _require(0 <= s < len(instructions), "no such stream", here)
+            stream, linear = instructions[s], instructions[i]
+            _require(isinstance(stream, Stream) and isinstance(linear, Linear), "names the wrong instructions", here)
+            _require_stream(program, stream, linear, here)
 
 
 def _require_stream(program: Program, stream: Stream, linear: Linear, here: str) -> None:

@@ -53,8 +53,9 @@ class Layer:
     kind : ``patches`` (image to rows), ``constant`` (from the image), ``linear`` or ``attention``
     inputs : tensor names; the second input of a linear layer is its residual
     outputs : tensor names; a linear layer that fills K and V has (q, k, v)
-    instructions : program numbers of the instructions that compute it; its constants are in the first
-    stream : program number of the STREAM that brings its weights, or -1
+    instructions : program numbers of the instructions that compute it; a linear layer's each compute some of its
+        column tiles, in order
+    streams : for a linear layer, the STREAM that brings the weights of each of those
     input_row, output_row, rows : the rows that it reads and writes
     patch : (channels, height, width, patch height, patch width) of ``patches``, else empty
     macs : multiply-accumulates of the model (padding not counted)
@@ -66,7 +67,7 @@ class Layer:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     instructions: tuple[int, ...]
-    stream: int
+    streams: tuple[int, ...]
     input_row: int
     output_row: int
     rows: int
@@ -88,10 +89,17 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """A model output: rows of ``tensor`` as DMA_OUT copies them to ``offset``, cut to ``shape``."""
+    """A model output: rows of ``tensor`` as DMA_OUT copies them to ``offset``, cut to [rows, channels].
+
+    ``shape`` is the model's, without the batch; ``order`` says where each of its values lies in the flattened
+    [rows, channels], and is empty when they are in the same order.
+    """
 
     name: str
     shape: tuple[int, ...]
+    rows: int
+    channels: int
+    order: tuple[int, ...]
     tensor: str
     offset: int
 

@@ -26,7 +26,8 @@ def run_reference(program: Program, task: Task, inputs: dict[str, NDArray[np.uin
 
 def _patches(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
     c, h, w, ph, pw = layer.patch
-    image = inputs[layer.inputs[0]].reshape(-1, c, h // ph, ph, w // pw, pw)
+    whole = inputs[layer.inputs[0]].reshape(-1, c, h, w)[:, :, : h // ph * ph, : w // pw * pw]
+    image = whole.reshape(-1, c, h // ph, ph, w // pw, pw)
     rows = image.transpose(0, 2, 4, 1, 3, 5).reshape(len(image), (h // ph) * (w // pw), c * ph * pw)
     padding = task.tensor(layer.outputs[0]).channels - rows.shape[-1]
     tensors[layer.outputs[0]] = np.pad(rows, ((0, 0), (0, 0), (0, padding))).astype(np.int64)
@@ -49,23 +50,15 @@ def _part(program: Program, offset: int, words: int, size: int) -> NDArray[np.ui
 
 
 def _linear(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
-    config = program.config
-    linear, stream = instructions[layer.instructions[0]], instructions[layer.stream]
-    assert isinstance(linear, Linear) and isinstance(stream, Stream)
-    x = tensors[layer.inputs[0]][:, layer.input_row : layer.input_row + layer.rows, : linear.length]
-    if linear.norm != NormMode.NONE:
-        words = _part(program, stream.norm_offset, stream.norm_words, config.norm_word_bytes)
-        x = normalise_rows(x, linear, *layout.unpack_norm(words, linear.length))
-    weight_words = _part(program, stream.weight_offset, stream.weight_words, config.operand_word_bytes)
-    weight = layout.unpack_weights(weight_words, linear.tiles, linear.length, config)
-    post = _part(program, stream.post_offset, stream.post_words, config.post_word_bytes)
-    mid = requantise(int_matmul(x, weight.T), *layout.unpack_post(post))
-
+    x = tensors[layer.inputs[0]][:, layer.input_row : layer.input_row + layer.rows]
     last = layer.output_row + layer.rows
     residual = tensors[layer.inputs[1]] if len(layer.inputs) > 1 else None
-    key, value = linear.key_tile * config.columns, linear.value_tile * config.columns
     rows = None if residual is None else residual[:, layer.output_row : last]
-    parts = (finish(mid[..., :key], linear, rows), saturate(mid[..., key:value], 8), saturate(mid[..., value:], 8))
+    columns: list[tuple[NDArray, ...]] = []  # per instruction: its columns of each output
+    for i, s in zip(layer.instructions, layer.streams, strict=True):
+        done = sum(part[0].shape[-1] for part in columns)
+        columns.append(_columns(program, instructions[i], instructions[s], x, rows, done))
+    parts = [np.concatenate(part, axis=-1) for part in zip(*columns, strict=True)]
     for name, part in zip(layer.outputs, parts, strict=False):
         t = task.tensor(name)
         if layer.rows == t.rows:
@@ -76,6 +69,24 @@ def _linear(program: Program, task: Task, layer: Layer, instructions, inputs, te
         whole = np.zeros((len(part), t.rows, t.channels), np.int64) if before is None else before.copy()
         whole[:, layer.output_row : last] = part
         tensors[name] = whole
+
+
+def _columns(
+    program: Program, linear: Linear, stream: Stream, x: NDArray, residual: NDArray | None, first: int
+) -> tuple[NDArray, NDArray, NDArray]:
+    """What one LINEAR writes of each output (rows, K, V); its rows start at channel ``first`` of the residual."""
+    config = program.config
+    x = x[..., : linear.length]
+    if linear.norm != NormMode.NONE:
+        words = _part(program, stream.norm_offset, stream.norm_words, config.norm_word_bytes)
+        x = normalise_rows(x, linear, *layout.unpack_norm(words, linear.length))
+    words = _part(program, stream.weight_offset, stream.weight_words, config.operand_word_bytes)
+    weight = layout.unpack_weights(words, linear.tiles, linear.length, config)
+    post = _part(program, stream.post_offset, stream.post_words, config.post_word_bytes)
+    mid = requantise(int_matmul(x, weight.T), *layout.unpack_post(post))
+    key, value = linear.key_tile * config.columns, linear.value_tile * config.columns
+    added = None if residual is None else residual[..., first : first + key]
+    return finish(mid[..., :key], linear, added), saturate(mid[..., key:value], 8), saturate(mid[..., value:], 8)
 
 
 def normalise_rows(x: NDArray, linear: Linear, gamma: NDArray, beta: NDArray) -> NDArray[np.int64]:
@@ -129,6 +140,6 @@ def decode_output(task: Task, name: str, values: NDArray) -> NDArray[np.float32]
     """A model output as floats [B, *shape], from its tensor's integers [B, rows, channels]."""
     output = next(y for y in task.outputs if y.name == name)
     t = task.tensor(output.tensor)
-    rows, channels = (1, *output.shape) if len(output.shape) == 1 else output.shape
-    real = (values[:, :rows, :channels].astype(np.float32) - t.zero_point) * np.float32(t.scale)
-    return real.reshape(len(values), *output.shape)
+    real = (values[:, : output.rows, : output.channels].astype(np.float32) - t.zero_point) * np.float32(t.scale)
+    flat = real.reshape(len(values), -1)
+    return (flat[:, list(output.order)] if output.order else flat).reshape(len(values), *output.shape)
