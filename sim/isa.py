@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from moevit import layout
@@ -139,13 +140,18 @@ class IsaSimulator:
 
         return step
 
-    def _rows(self, addr: int, stride: int, rows: int, words: int) -> NDArray[np.int64]:
-        """Byte indices [rows, words * C] of rows in the activation memory."""
+    def _rows(self, addr: int, stride: int, rows: int, words: int) -> Callable[[Memories], Bytes]:
+        """Gives rows of the activation memory as a view [B, rows, words * C] of it."""
         c = self.config
         if addr + (rows - 1) * stride + words > c.activation_words:
             raise IndexError("a row lies outside the activation memory")
-        starts = (addr + np.arange(rows) * stride) * c.columns
-        return starts[:, None] + np.arange(words * c.columns)
+        first, pitch, size = addr * c.columns, stride * c.columns, words * c.columns
+
+        def view(state: Memories) -> Bytes:
+            memory = state.activation
+            return as_strided(memory[:, first:], (len(memory), rows, size), (memory.strides[0], pitch, 1))
+
+        return view
 
     def _linear(self, n: Linear) -> Callable[[Memories, Bytes], None]:
         c = self.config
@@ -172,7 +178,7 @@ class IsaSimulator:
         signed_input = bool(n.signed)
 
         def step(state: Memories, inputs: Bytes) -> None:
-            rows = state.activation[:, source]
+            rows = source(state)
             if gamma is None:
                 x = layout.unpack_rows(rows, n.length, c.columns, 8, signed_input)
             else:
@@ -181,9 +187,9 @@ class IsaSimulator:
             if target is not None:
                 added = None
                 if residual is not None:
-                    added = layout.unpack_rows(state.activation[:, residual], key, c.columns, 16, True)
+                    added = layout.unpack_rows(residual(state), key, c.columns, 16, True)
                 y = finish(mid[..., :key], n, added)
-                state.activation[:, target] = layout.pack_rows(y, c.columns, out_bits)
+                target(state)[...] = layout.pack_rows(y, c.columns, out_bits)
             if value > key:
                 state.operand[:, keys] = saturate(mid[..., key:value], 8).astype(np.int8).view(np.uint8)
             if end > value:
@@ -215,12 +221,12 @@ class IsaSimulator:
             raise IndexError("a K or V row lies outside the operand memory")
 
         def step(state: Memories, inputs: Bytes) -> None:
-            q = state.activation[:, source].view(np.int8).reshape(-1, a.n_rows, a.heads, padded)
+            q = source(state).view(np.int8).reshape(-1, a.n_rows, a.heads, padded)
             k = state.operand[:, keys].view(np.int8)
             v = state.operand[:, values].view(np.int8).reshape(-1, a.n_keys, a.heads, padded)
             y = attend(q[..., :lanes].swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), a, c.columns)
             flat = y.swapaxes(1, 2).reshape(len(y), a.n_rows, -1)
-            state.activation[:, target] = flat.astype(np.int8).view(np.uint8)
+            target(state)[...] = flat.astype(np.int8).view(np.uint8)
 
         return step
 

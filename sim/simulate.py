@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from moevit.errors import InputError
 from moevit.program import Program, Task
@@ -125,7 +126,8 @@ class _Isa:
             progress(end - first)
             return done
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        # One thread per batch: BLAS's own would wait for each other in every small product.
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             results = list(pool.map(batch, range(0, len(inputs), ISA_BATCH)))
         return np.concatenate([output for output, _ in results]), sum(n for _, n in results)
 
