@@ -124,13 +124,13 @@ class AxiWritePort(wiring.Component):
     def _data(self, m, fifo, lengths):
         axi = self.axi
         word = self.i_data.payload.shape()(fifo.r_data)
-        sent = Signal(exact_log2(BURST_BEATS))
+        active, left = Signal(), Signal(exact_log2(BURST_BEATS))  # beats of this burst after the next
         take, last = Signal(), Signal()
         m.d.comb += [
-            take.eq(lengths.r_rdy & fifo.r_rdy & (~axi.wvalid | axi.wready)),
-            last.eq(sent == lengths.r_data),
+            take.eq(active & fifo.r_rdy & (~axi.wvalid | axi.wready)),
+            last.eq(left == 0),
             fifo.r_en.eq(take),
-            lengths.r_en.eq(take & last),
+            lengths.r_en.eq(~active | (take & last)),
         ]
         with m.If(axi.wready):
             m.d.sync += axi.wvalid.eq(0)
@@ -140,8 +140,10 @@ class AxiWritePort(wiring.Component):
                 axi.wdata.eq(word.data),
                 axi.wstrb.eq(word.strb),
                 axi.wlast.eq(last),
-                sent.eq(Mux(last, 0, sent + 1)),
+                left.eq(left - 1),
             ]
+        with m.If(lengths.r_en):
+            m.d.sync += [active.eq(lengths.r_rdy), left.eq(lengths.r_data)]
 
     def _response(self, m, order):
         axi = self.axi

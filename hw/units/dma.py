@@ -25,6 +25,7 @@ from moevit.isa.formats import BYTE_ADDRESS, DmaSource
 JOB_WIDTH = max(f.offset + f.width for kind in (DmaIn, DmaOut) for f in kind.fields())
 RUN_WIDTH = 25  #: bits of the bytes of a run; more than the activation memory can have
 RUN_QUEUE_DEPTH = 16  #: runs that have been requested and wait for their data
+PLAN_QUEUE_DEPTH = 4  #: moves that wait for their data
 MOVE_QUEUE_DEPTH = 8  #: moves that wait for the activation memory
 PAIR_QUEUE_DEPTH = 4  #: pairs read, or being read, for DMA_OUT
 
@@ -134,7 +135,8 @@ class DmaCopyIn(wiring.Component):
     """Executes a DMA_IN: requests run after run, and moves what comes to its places.
 
     Up to RUN_QUEUE_DEPTH runs are under way. One move a cycle: of up to a bus word of bytes, as far as the
-    segment and the pair of activation words go, out of the two bus words that a position lies between.
+    segment and the pair of activation words go, out of two neighbouring bus words. The moves are planned
+    ahead.
 
     Members
     -------
@@ -153,7 +155,15 @@ class DmaCopyIn(wiring.Component):
         self.run_layout = data.StructLayout({"low": self.byte_bits, "dst": BYTE_ADDRESS})
         self.move_layout = data.StructLayout({
             "data": config.axi_data_width, "rotation": self.byte_bits, "dst": BYTE_ADDRESS,
-            "bytes": range(config.axi_bytes + 1),
+            "bytes_less": self.byte_bits,
+        })
+        self.plan_layout = data.StructLayout({
+            "position": self.byte_bits,  # of the first byte in the held bus word
+            "bytes_less": self.byte_bits,
+            "dst": BYTE_ADDRESS,
+            "straddles": 1,  # its last byte lies in the next bus word
+            "releases": 1,  # nothing more is needed of the held one
+            "drops": 1,  # nor of the next one
         })
         super().__init__({
             "start": In(1),
@@ -172,6 +182,7 @@ class DmaCopyIn(wiring.Component):
         m = Module()
         m.submodules.runs = runs = SyncFIFO(width=self.run_layout.size, depth=RUN_QUEUE_DEPTH)
         m.submodules.beats = beats = SyncFIFO(width=self.config.axi_data_width, depth=2)
+        m.submodules.plans = plans = SyncFIFO(width=self.plan_layout.size, depth=PLAN_QUEUE_DEPTH)
         m.submodules.moves = moves = SyncFIFO(width=self.move_layout.size, depth=MOVE_QUEUE_DEPTH)
         m.d.comb += [
             beats.w_data.eq(self.i_data.payload.data),
@@ -179,11 +190,14 @@ class DmaCopyIn(wiring.Component):
             self.i_data.ready.eq(beats.w_rdy),
         ]
         job = job_view(DmaIn, self.job)
-        requesting, scattering, writing = Signal(), Signal(), Signal()
+        requesting, planning, merging, writing = Signal(), Signal(), Signal(), Signal()
         self._request(m, job, runs, requesting)
-        self._scatter(m, job, runs, beats, moves, scattering)
+        self._plan(m, job, runs, plans, planning)
+        self._move(m, plans, beats, moves, merging)
         self._write(m, moves, writing)
-        m.d.comb += self.busy.eq(requesting | runs.r_rdy | scattering | moves.r_rdy | writing)
+        m.d.comb += self.busy.eq(
+            requesting | runs.r_rdy | planning | plans.r_rdy | merging | moves.r_rdy | writing
+        )
         return m
 
     def _request(self, m, job, runs, requesting):
@@ -231,75 +245,101 @@ class DmaCopyIn(wiring.Component):
                     with m.Else():
                         m.next = "NEXT"
 
-    def _scatter(self, m, job, runs, beats, moves, scattering):
-        width, byte_bits, pair_bits = self.config.axi_bytes, self.byte_bits, self.pair_bits
+    def _plan(self, m, job, runs, plans, planning):
+        """Cut the runs into moves; independent of the data. A count or length "less" is less one here."""
+        byte_bits, pair_bits = self.byte_bits, self.pair_bits
         run = data.View(self.run_layout, runs.r_data)
-        active = Signal()  # in a run
-        position = Signal(byte_bits)  # of the next byte in ``held``
-        held, held_valid = Signal(8 * width), Signal()  # the bus word before the one that ``beats`` offers
+        active, first = Signal(), Signal()  # in a run, at its first move
+        low = Signal(byte_bits)
         dst, next_dst = Signal(BYTE_ADDRESS), Signal(BYTE_ADDRESS)  # of the next byte, of the next segment
-        left, segments_left = Signal(20), Signal(12)
+        left_less, segments_left = Signal(20), Signal(12)
 
-        at_hand = Signal(range(width + 1))  # bytes that a move can take
-        to_pair_end = Signal(range(2 ** pair_bits + 1))
-        most = Signal(range(width + 1))
-        count = Signal(range(width + 1))
-        segment_end, run_end = Signal(), Signal()
-        position_after = Signal(range(2 * width))
-        take, advance = Signal(), Signal()
+        # To the end of the pair, but at most a bus word.
+        to_pair_end_less = ~dst[:pair_bits]
+        limit_less, bytes_less = Signal(byte_bits), Signal(byte_bits)
+        segment_end, run_end, go = Signal(), Signal(), Signal()
         m.d.comb += [
-            at_hand.eq(Mux(beats.r_rdy, width, width - position)),
-            to_pair_end.eq(2 ** pair_bits - dst[:pair_bits]),
-            most.eq(Mux(at_hand < to_pair_end, at_hand, to_pair_end)),
-            segment_end.eq(left <= most),
-            count.eq(Mux(segment_end, left[:len(count)], most)),
+            limit_less.eq(Mux(to_pair_end_less[byte_bits:].any(), ~0, to_pair_end_less)),
+            segment_end.eq(~left_less[byte_bits:].any() & (left_less[:byte_bits] <= limit_less)),
+            bytes_less.eq(Mux(segment_end, left_less, limit_less)),
             run_end.eq(segment_end & (segments_left == 0)),
-            position_after.eq(position + count),
-            take.eq(active & held_valid & (moves.level <= MOVE_QUEUE_DEPTH - 2)),
-            advance.eq(~held_valid | (take & (position_after[byte_bits] | run_end))),
-            beats.r_en.eq(advance),
-            scattering.eq(active),
-            self.moving.eq(take),
-            self.starved.eq(self.busy & ~held_valid),
+            go.eq(active & (plans.level <= PLAN_QUEUE_DEPTH - 2)),
         ]
-        with m.If(advance):
-            # At the end of a run what is left of its last bus word is dropped, whichever of the two that is.
-            m.d.sync += [
-                held.eq(beats.r_data),
-                held_valid.eq(beats.r_rdy & ~(take & run_end & (position_after > width))),
-            ]
-        with m.If(take):
-            m.d.sync += [position.eq(position_after), dst.eq(dst + count), left.eq(left - count)]
+        with m.If(go):
+            m.d.sync += [first.eq(0), dst.eq(dst + bytes_less + 1), left_less.eq(left_less - bytes_less - 1)]
             with m.If(segment_end):
                 m.d.sync += [
-                    dst.eq(next_dst), next_dst.eq(next_dst + job.dst_segment), left.eq(job.segment_bytes),
-                    segments_left.eq(segments_left - 1),
+                    dst.eq(next_dst), next_dst.eq(next_dst + job.dst_segment),
+                    left_less.eq(job.segment_bytes - 1), segments_left.eq(segments_left - 1),
                 ]
             with m.If(run_end):
                 m.d.sync += active.eq(0)
         with m.If(~active):
             m.d.comb += runs.r_en.eq(1)
             m.d.sync += [
-                active.eq(runs.r_rdy), position.eq(run.low),
+                active.eq(runs.r_rdy), first.eq(1), low.eq(run.low),
                 dst.eq(run.dst), next_dst.eq(run.dst + job.dst_segment),
-                left.eq(job.segment_bytes), segments_left.eq(job.segments - 1),
+                left_less.eq(job.segment_bytes - 1), segments_left.eq(job.segments - 1),
             ]
 
-        move, move_valid = Signal(self.move_layout), Signal()
-        low_bits = min(byte_bits, pair_bits)
+        # A cycle later: where the bytes lie in the bus words.
+        cut = Signal(data.StructLayout({
+            "valid": 1, "first": 1, "low": byte_bits, "bytes_less": byte_bits, "dst": BYTE_ADDRESS,
+            "run_end": 1,
+        }))
+        position = Signal(byte_bits)
+        plan = Signal(self.plan_layout)
+        last = Signal(byte_bits + 1)  # position of the last byte
         m.d.sync += [
-            move_valid.eq(take),
-            move.data.eq(Cat(
-                Mux(position <= i, held.word_select(i, 8), beats.r_data.word_select(i, 8))
-                for i in range(width)
-            )),
-            move.rotation.eq(dst[:low_bits] - position),
-            move.dst.eq(dst),
-            move.bytes.eq(count),
+            cut.valid.eq(go), cut.first.eq(first), cut.low.eq(low), cut.bytes_less.eq(bytes_less),
+            cut.dst.eq(dst), cut.run_end.eq(run_end),
         ]
-        m.d.comb += [moves.w_data.eq(move), moves.w_en.eq(move_valid)]
-        with m.If(move_valid):
-            m.d.comb += scattering.eq(1)
+        m.d.comb += [
+            plan.position.eq(Mux(cut.first, cut.low, position)),
+            plan.bytes_less.eq(cut.bytes_less),
+            plan.dst.eq(cut.dst),
+            last.eq(plan.position + cut.bytes_less),
+            plan.straddles.eq(last[byte_bits]),
+            plan.releases.eq(last[byte_bits] | last[:byte_bits].all() | cut.run_end),
+            plan.drops.eq(last[byte_bits] & cut.run_end),
+            plans.w_data.eq(plan),
+            plans.w_en.eq(cut.valid),
+            planning.eq(active | cut.valid),
+        ]
+        with m.If(cut.valid):
+            m.d.sync += position.eq(last + 1)
+
+    def _move(self, m, plans, beats, moves, merging):
+        """Take the bytes of each planned move out of the two bus words that they lie in."""
+        plan = data.View(self.plan_layout, plans.r_data)
+        held, held_valid = Signal(self.config.axi_data_width), Signal()  # the bus word before ``beats``' next
+        there, take, advance = Signal(), Signal(), Signal()
+        m.d.comb += [
+            there.eq(held_valid & (~plan.straddles | beats.r_rdy)),
+            take.eq(plans.r_rdy & there & (moves.level <= MOVE_QUEUE_DEPTH - 2)),
+            advance.eq(~held_valid | (take & plan.releases)),
+            plans.r_en.eq(take),
+            beats.r_en.eq(advance),
+            self.moving.eq(take),
+            self.starved.eq(plans.r_rdy & ~there),
+        ]
+        with m.If(advance):
+            # At the end of a run what is left of its last bus word is dropped, whichever of the two that is.
+            m.d.sync += [held.eq(beats.r_data), held_valid.eq(beats.r_rdy & ~(take & plan.drops))]
+
+        move = Signal(self.move_layout)
+        low_bits = min(self.byte_bits, self.pair_bits)
+        m.d.sync += [
+            merging.eq(take),
+            move.data.eq(Cat(
+                Mux(plan.position <= i, held.word_select(i, 8), beats.r_data.word_select(i, 8))
+                for i in range(self.config.axi_bytes)
+            )),
+            move.rotation.eq(plan.dst[:low_bits] - plan.position),
+            move.dst.eq(plan.dst),
+            move.bytes_less.eq(plan.bytes_less),
+        ]
+        m.d.comb += [moves.w_data.eq(move), moves.w_en.eq(merging)]
 
     def _write(self, m, moves, writing):
         """Rotate the bytes to their places, in two stages, and write those of the move."""
@@ -308,7 +348,7 @@ class DmaCopyIn(wiring.Component):
         move = data.View(self.move_layout, moves.r_data)
         turned = Signal(config.axi_data_width)
         turn = Signal(self.byte_bits - half)
-        first, end = Signal(self.pair_bits), Signal(self.pair_bits + 1)
+        first, last = Signal(self.pair_bits), Signal(self.pair_bits)
         pair, valid = Signal(PAIR_WIDTH), Signal()
         step = Signal()
         m.d.comb += [
@@ -322,7 +362,7 @@ class DmaCopyIn(wiring.Component):
                 turned.eq(rotate_bytes(move.data, move.rotation[:half], 1)),
                 turn.eq(move.rotation[half:]),
                 first.eq(move.dst),
-                end.eq(move.dst[:self.pair_bits] + move.bytes),
+                last.eq(move.dst[:self.pair_bits] + move.bytes_less),
                 pair.eq(move.dst[self.pair_bits:]),
             ]
             placed = rotate_bytes(turned, turn, 1 << half)
@@ -331,7 +371,7 @@ class DmaCopyIn(wiring.Component):
                 write.valid.eq(valid),
                 write.pair.eq(pair),
                 write.data.eq(placed.replicate(max(1, pair_bytes // config.axi_bytes))),
-                write.mask.eq(Cat((first <= i) & (end > i) for i in range(pair_bytes))),
+                write.mask.eq(Cat((first <= i) & (last >= i) for i in range(pair_bytes))),
             ]
 
 
@@ -385,20 +425,26 @@ class DmaCopyOut(wiring.Component):
             ]
 
     def _read(self, m, job, pairs):
-        left = Signal(17)
+        reading, left_less = Signal(), Signal(17)  # pairs to read, after the next
         free = Signal(range(PAIR_QUEUE_DEPTH + 1), init=PAIR_QUEUE_DEPTH)  # places not spoken for
         accepted = Signal()
         m.d.comb += [
-            self.act_read.valid.eq((left != 0) & (free != 0)),
+            self.act_read.valid.eq(reading & (free != 0)),
             accepted.eq(self.act_read.valid & self.act_read.ready),
             pairs.w_data.eq(self.act_read.data),
             pairs.w_en.eq(self.act_read.data_valid),
         ]
         m.d.sync += free.eq(free - accepted + (pairs.r_rdy & pairs.r_en))
         with m.If(accepted):
-            m.d.sync += [left.eq(left - 1), self.act_read.pair.eq(self.act_read.pair + 1)]
+            m.d.sync += [
+                reading.eq(left_less != 0), left_less.eq(left_less - 1),
+                self.act_read.pair.eq(self.act_read.pair + 1),
+            ]
         with m.If(self.start):
-            m.d.sync += [left.eq((job.src[0] + job.words + 1) >> 1), self.act_read.pair.eq(job.src >> 1)]
+            m.d.sync += [
+                reading.eq(1), left_less.eq((job.src[0] + job.words - 1) >> 1),
+                self.act_read.pair.eq(job.src >> 1),
+            ]
 
     def _unpack(self, m, job, pairs, word, word_valid, word_last, word_take):
         upper = Signal()
@@ -406,13 +452,12 @@ class DmaCopyOut(wiring.Component):
         m.d.comb += [
             word.eq(pairs.r_data.word_select(upper, len(word))),
             word_valid.eq(pairs.r_rdy),
-            word_last.eq(left == 1),
             pairs.r_en.eq(word_take & (upper | word_last)),
         ]
         with m.If(word_take):
-            m.d.sync += [left.eq(left - 1), upper.eq(~upper)]
+            m.d.sync += [left.eq(left - 1), word_last.eq(left == 2), upper.eq(~upper)]
         with m.If(self.start):
-            m.d.sync += [left.eq(job.words), upper.eq(job.src[0])]
+            m.d.sync += [left.eq(job.words), word_last.eq(job.words == 1), upper.eq(job.src[0])]
 
     def _pack(self, m, word, word_valid, word_last, word_take):
         out = self.o_data

@@ -255,13 +255,23 @@ class StreamAssembler(wiring.Component):
             name = kind.name.lower()
             taken = Signal(RING_COUNT_WIDTH, name=f"{name}_taken")  # words that have a place in the ring
             limit = Signal(RING_COUNT_WIDTH, name=f"{name}_limit")  # what that may reach; only ever rises
+            # As of the cycle before: there was room, for one more than a word that took its place then too.
+            had_room, had_more, had_taken = (
+                Signal(name=f"{name}_{state}") for state in ("had_room", "had_more", "had_taken")
+            )
             pointer = Signal.like(memory.addr, name=f"{name}_pointer")
             last = Signal(WORDS_WIDTH, name=f"{name}_last")
             m.d.sync += [limit.eq(tail + size), last.eq(size - 1)]
-            m.d.comb += room[kind.value].eq(taken != limit)
+            m.d.sync += [
+                had_room.eq(taken != limit),
+                had_more.eq((taken + 1)[:RING_COUNT_WIDTH] != limit),
+                had_taken.eq(0),
+            ]
+            m.d.comb += room[kind.value].eq(Mux(had_taken, had_more, had_room))
             with m.If(move & (full_kind == kind)):
                 m.d.sync += [
                     enable.eq(1),
+                    had_taken.eq(1),
                     memory.addr.eq(pointer),
                     pointer.eq(Mux(pointer == last, 0, pointer + 1)),
                     taken.eq(taken + 1),

@@ -202,8 +202,9 @@ def test_latency(block, latency):
     bench.run(process)
 
 
-def test_waits_for_room_and_uses_all_of_it():
-    bench = Bench(TINY, ring_words=20, release=0.0)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_waits_for_room_and_uses_all_of_it(shape):
+    bench = Bench(SHAPES[shape], ring_words=20, release=0.0)
 
     async def process(ctx):
         dut = bench.streamer
