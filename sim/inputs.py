@@ -1,6 +1,7 @@
 """Reads what users give as inputs, and turns it into the bytes that the machine reads."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from moevit.program import Task
 
 IMAGE_KEY = "images"  #: the array of a .npz that holds a model's only input as uint8
 PICTURES = (".png", ".jpg", ".jpeg")
+_DAMAGED = (zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -117,11 +119,12 @@ def _files(source: Path) -> list[Path]:
 
 def _read_npz(shapes: Shapes, path: Path) -> Inputs:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a damaged file open.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except OSError as error:
         raise InputError(f"cannot read: {error.strerror or error}", where=str(path)) from error
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except (ValueError, TypeError, EOFError, KeyError, *_DAMAGED) as error:
         raise InputError("not a .npz file of plain arrays, or damaged", where=str(path)) from error
     taken = {}
     for name, shape in shapes.items():

@@ -187,6 +187,13 @@ def test_bad_calibration_is_refused(tmp_path: Path) -> None:
     truncated = tmp_path / "f.npz"
     truncated.write_bytes(DATA.read_bytes()[:1000])
     refused(compile_to(target, MODEL, calib=truncated), "f.npz", "damaged")
+    np.save(tmp_path / "g.npy", good)
+    (tmp_path / "g.npy").rename(tmp_path / "g.npz")
+    refused(compile_to(target, MODEL, calib=tmp_path / "g.npz"), "g.npz", "damaged")
+    damaged = bytearray(DATA.read_bytes())
+    damaged[200:2000] = bytes(1800)
+    (tmp_path / "h.npz").write_bytes(damaged)
+    refused(compile_to(target, MODEL, calib=tmp_path / "h.npz"), "h.npz", "damaged")
     refused(compile_to(target, MODEL, calib=tmp_path / "empty"), "no such file")
     (tmp_path / "empty").mkdir()
     refused(compile_to(target, MODEL, calib=tmp_path / "empty"))

@@ -93,7 +93,8 @@ def test_ideal_cycles_count_steps_and_drains() -> None:
     assert listing.ideal_cycles(linear, config) == 5 * (4 + 4 + 3)  # 3 steps; four rows drain in 4 cycles
     attention = Attention(
         n_rows=5, src=0, src_stride=2, n_keys=20, heads=2, head_dim=12, key_base=0, key_stride=1,
-        value_base=0, value_stride=1, score_mult=1, score_shift=0, out_mult=1, out_shift=0, dst=0, dst_stride=2,
+        value_base=0, value_stride=1, score_mult=1, score_shift=0, out_mult=1, out_shift=0, dst=0,
+        dst_stride=2,
     )  # fmt: skip
     scores, context = 3 * (4 + 3), 2 * (5 + 5)
     assert listing.ideal_cycles(attention, config) == 2 * (scores + context)
