@@ -308,7 +308,7 @@ class RtlSimulator:
         self.instructions = program.instructions(task)
         #: the program number of each instruction that retires, in order
         self.retiring = [n for n, i in enumerate(self.instructions) if i.retires]
-        verilate.build(self.config, trace_waves=trace is not None)
+        self.executable = verilate.build(self.config, trace_waves=trace is not None)
 
     def run(self, inputs: Bytes, *, tensors: bool = False, progress: Progress | None = None) -> RtlRun:
         """Run inputs [B, input bytes]; with ``tensors``, keep every piece of every tensor as it is written.
@@ -321,7 +321,7 @@ class RtlSimulator:
         raw = run_raw(
             self.config, self.program.image, self.task.entry, self.task.instructions, inputs, self.task.output_bytes,
             watches=[self._watch(t, p) for t, p in wanted], dram=self.dram, trace=self.trace, workers=self.workers,
-            progress=progress,
+            executable=self.executable, progress=progress,
         )  # fmt: skip
         for i, image in enumerate(raw.images):
             require_ok(image, self.instructions, where=f"rtl, image {i}")
