@@ -1,4 +1,4 @@
-"""The test bench of the whole machine: a host on the AXI4-Lite port, a memory behind all others, a checker on all.
+"""The test bench of the whole machine: a host on AXI4-Lite, a memory behind all other ports, a checker.
 
 One bench is one power-on of the machine: :meth:`TB.create` resets it by its ``rst`` pin.
 """
@@ -15,10 +15,10 @@ import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiReadBus, AxiResp, AxiWriteBus
-
 from differential.random_program import RandomProgram, random_program
+
 from moevit.config import CONFIGS, AcceleratorConfig
-from moevit.isa import Instruction
+from moevit.isa import Instruction, Linear
 from moevit.registers import COUNTERS, OFFSETS, ErrorCode, Status
 from moevit.sim.isa import IsaSimulator
 from system.memory import GUARD, Fault, Memory, ReadSlave, Stalls, WriteSlave
@@ -48,19 +48,34 @@ class Job:
         return replace(self, **changes)
 
 
-def job(image: bytes, entry: int, instructions: list[Instruction], inputs: np.ndarray, output_bytes: int) -> Job:
+def job(
+    image: bytes, entry: int, instructions: list[Instruction], inputs: np.ndarray, output_bytes: int
+) -> Job:
     """The job of a program and one input [input bytes], with the isa simulator's answer."""
     simulator = IsaSimulator(CONFIG, image, instructions, output_bytes)
     memories = simulator.memories(1)
     memories.output[:] = GUARD  # what nobody writes
     simulator.run(inputs[None], memories=memories)
-    return Job(image, entry, inputs.tobytes(), output_bytes, memories.output[0].tobytes(), tuple(instructions))
+    return Job(
+        image, entry, inputs.tobytes(), output_bytes, memories.output[0].tobytes(), tuple(instructions)
+    )
 
 
 @functools.cache
 def random_job(seed: int, length: int = 10) -> Job:
+    """The random program of a seed, or of the next in its sequence that KvWriter's throughput allows."""
     p: RandomProgram = random_program(CONFIG, seed, length)
+    while any(_is_too_short(i) for i in p.instructions):
+        seed += 1000
+        p = random_program(CONFIG, seed, length)
     return job(p.image, p.entry, p.instructions, p.inputs[0], p.output_bytes)
+
+
+def _is_too_short(instruction: Instruction) -> bool:
+    """Whether K/V tiles follow each other faster than their words can be written."""
+    if not isinstance(instruction, Linear) or instruction.key_tile == instruction.tiles:
+        return False
+    return instruction.length <= CONFIG.columns - CONFIG.depth
 
 
 class TB:
@@ -115,7 +130,7 @@ class TB:
                 channel.clear_pause_generator()
                 channel.pause = True
 
-    # -- registers ----------------------------------------------------------------------------------------------
+    # -- registers ---------------------------------------------------------------
 
     async def read(self, name: str, resp: AxiResp = AxiResp.OKAY) -> int:
         return await self.read_at(OFFSETS[name], resp)
@@ -141,10 +156,10 @@ class TB:
             values.setdefault(stage, {})[cause] = await self.read(f"COUNT_{stage}_{cause}".upper())
         return values
 
-    # -- running ------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------
 
     async def load(self, job: Job, **registers: int) -> None:
-        """Put a job into memory at random addresses and write the registers; ``registers`` overrides values."""
+        """Put a job into memory at random addresses and write the registers, some with other values."""
         self.job = job
         image, inputs, output = self._places(len(job.image))
         self.memory.buffers.clear()
@@ -199,7 +214,9 @@ class TB:
         names = ("STATUS", "ERROR", "ERROR_INSTRUCTION", "RETIRED", "CYCLES")
         state = {name: await self.read(name) for name in names}
         ports = {p.name: (p.outstanding_reads, p.outstanding_writes) for p in self.monitor.ports.values()}
-        return f"{state}, outstanding {ports}, {await self.counters()}, violations {self.monitor.violations[:5]}"
+        return (
+            f"{state}, outstanding {ports}, {await self.counters()}, violations {self.monitor.violations[:5]}"
+        )
 
     async def run(self, job: Job | None = None) -> None:
         """Run a job (the loaded one if None) to its end, by interrupt, and check everything about it."""
@@ -246,10 +263,10 @@ class TB:
         for stage, causes in counters.items():
             assert sum(causes.values()) <= cycles, f"{stage}: {causes} in {cycles} cycles"
         assert counters["dma"]["busy"] > 0
-        if any(type(i).__name__ == "Linear" for i in self.job.instructions):
+        if any(isinstance(i, Linear) for i in self.job.instructions):
             assert all(counters[stage]["busy"] > 0 for stage in ("stream", "load", "mac", "post")), counters
 
-    # -- errors and resets --------------------------------------------------------------------------------------
+    # -- errors and resets -------------------------------------------------------
 
     async def soft_reset(self) -> None:
         await self.write("CONTROL", SOFT_RESET)
@@ -260,8 +277,10 @@ class TB:
         assert await self.read("INTERRUPT_STATUS") == 0
         assert not self.dut.irq.value
 
-    async def run_to_error(self, code: ErrorCode, fault: Fault | None = None, cycles: int = RUN_CYCLES) -> int:
-        """Run the loaded job until it stops with this error; check the stop, and answer its instruction's number."""
+    async def run_to_error(
+        self, code: ErrorCode, fault: Fault | None = None, cycles: int = RUN_CYCLES
+    ) -> int:
+        """Run the loaded job until it stops with this error; the answer is the number of its instruction."""
         self.monitor.error_cycle = None
         await self.start()
         await self.wait_irq(cycles)
@@ -281,9 +300,10 @@ class TB:
         assert not self.monitor.waiting()
         await self.write("CONTROL", START, AxiResp.SLVERR)  # only a soft reset brings it back
         assert await self.status() == Status.ERROR
+        assert self.dut.irq.value
         await self.write("INTERRUPT_STATUS", IRQ_ERROR)
-        assert not self.dut.irq.value
         assert await self.read("INTERRUPT_STATUS") == 0
+        assert not self.dut.irq.value
         self.check_violations()
         return number
 

@@ -19,10 +19,15 @@ FOLDER = Path(__file__).parents[2] / "build" / "system"
 # The runner makes every signal of the design public, which costs most of the optimisation; ports are enough.
 CONTROL = "\n".join(
     ["`verilator_config"]
-    + [f'public_flat_rw -module "{TOP}" -var "{name}"' for name in ("clk", "rst", "irq", "s_axil_*", "m_axi_*")]
+    + [
+        f'public_flat_rw -module "{TOP}" -var "{name}"'
+        for name in ("clk", "rst", "irq", "s_axil_*", "m_axi_*")
+    ]
 )
-OPTIONS = ["--no-public-flat-rw", "--assert", "-O3", "--output-split", "20000", "-Wno-fatal", "-Wno-lint", "-Wno-style",
-           "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "-CFLAGS", "-O1"]  # fmt: skip
+OPTIONS = [
+    "--no-public-flat-rw", "--assert", "-O3", "--output-split", "20000", "-Wno-fatal", "-Wno-lint",
+    "-Wno-style", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "-CFLAGS", "-O1",
+]  # fmt: skip
 
 
 def _digest(*parts: str | bytes) -> str:
@@ -80,8 +85,8 @@ def _verilate(text: str, target: Path) -> None:
         os.environ.update(environment)  # the runner looks for verilator on this process' PATH
         try:
             get_runner("verilator").build(
-                sources=[folder / "public.vlt", folder / f"{TOP}.v"], hdl_toplevel=TOP, build_dir=folder / "build",
-                build_args=OPTIONS, timescale=("1ns", "1ps"), log_file=folder / "build.log",
+                sources=[folder / "public.vlt", folder / f"{TOP}.v"], hdl_toplevel=TOP, build_args=OPTIONS,
+                build_dir=folder / "build", timescale=("1ns", "1ps"), log_file=folder / "build.log",
             )  # fmt: skip
         except BaseException:
             if (folder / "build.log").is_file():

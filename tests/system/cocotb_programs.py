@@ -1,4 +1,4 @@
-"""Programs from start to interrupt: the output is the isa simulator's, whatever the memory and the host do."""
+"""Programs from start to interrupt: the output is the isa simulator's, whatever memory and host do."""
 
 import functools
 import os

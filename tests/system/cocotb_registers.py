@@ -20,17 +20,18 @@ ALLOWED = {
 }  # fmt: skip
 
 
-def test_all_registers_are_covered() -> None:
+def check_allowed_is_complete() -> None:
     kept = {r.name for r in REGISTERS if r.access is Access.READ_WRITE} - {"INTERRUPT_STATUS"}
     assert kept == set(ALLOWED)
 
 
 @cocotb.test()
 async def identity(dut):
-    test_all_registers_are_covered()
+    check_allowed_is_complete()
     tb = await TB.create(dut, "identity")
     expected = {
-        "IDENTITY": IDENTITY, "VERSION": VERSION, "DIGEST_LO": CONFIG.digest & WORD, "DIGEST_HI": CONFIG.digest >> 32,
+        "IDENTITY": IDENTITY, "VERSION": VERSION,
+        "DIGEST_LO": CONFIG.digest & WORD, "DIGEST_HI": CONFIG.digest >> 32,
     }  # fmt: skip
     for register in REGISTERS:
         if register.access is not Access.WRITE:
@@ -40,7 +41,7 @@ async def identity(dut):
 
 @cocotb.test()
 async def read_back(dut):
-    """Every writable register keeps what it was given, and only it changes; a soft reset leaves them alone."""
+    """Every writable register keeps what it was given, and only it changes, also over a soft reset."""
     tb = await TB.create(dut, "read back")
     kept = dict.fromkeys(ALLOWED, 0)
     for _ in range(3):
@@ -73,7 +74,7 @@ async def strobes(dut):
 
 @cocotb.test()
 async def refused(dut):
-    """SLVERR, and nothing changes: unknown offsets, forbidden accesses, values that a register cannot have."""
+    """SLVERR, and nothing changes: unknown offsets, forbidden accesses, impossible values."""
     tb = await TB.create(dut, "refused")
     known = set(OFFSETS.values())
     unknown = [o for o in range(0, 1 << ADDRESS_WIDTH, 4) if o not in known]

@@ -181,7 +181,12 @@ class ReadSlave:
             for beat in range(beats):
                 answer = self.r._transaction_obj()
                 data, resp = self.memory.read(self.name, addr + beat * self.memory.config.axi_bytes)
-                answer.rid, answer.rdata, answer.rresp, answer.rlast = int(request.arid), data, resp, beat == beats - 1
+                answer.rid, answer.rdata, answer.rresp, answer.rlast = (
+                    int(request.arid),
+                    data,
+                    resp,
+                    beat == beats - 1,
+                )
                 await self.r.send(answer)
 
 

@@ -40,18 +40,18 @@ class Port:
     most_writes: int = 0
     read_limit: int = 0
     write_limit: int = 0
-    requests: list[int] = field(default_factory=list)  #: cycle in which each accepted AR or AW was raised
-    write_lengths: deque[int] = field(default_factory=deque)  #: beats of accepted AWs whose data is not complete
-    write_bursts: deque[int] = field(default_factory=deque)  #: beats of complete data bursts without their AW
+    requests: list[int] = field(default_factory=list)  #: cycles in which AR or AW were raised
+    write_lengths: deque[int] = field(default_factory=deque)  #: beats of AWs that wait for data
+    write_bursts: deque[int] = field(default_factory=deque)  #: beats of data that wait for their AW
     write_beats: int = 0
 
 
 class Monitor:
     """Protocol checker of all ports of the machine.
 
-    Checked are: valid stays until ready and the payload with it; INCR bursts of whole, aligned bus words, not
-    longer than promised and not across a 4 KB boundary; WLAST on the last beat and on no other; no more bursts
-    outstanding than promised.
+    Checked are: valid stays until ready and the payload with it; INCR bursts of whole, aligned bus words,
+    not longer than promised and not across a 4 KB boundary; WLAST on the last beat and on no other; no more
+    bursts outstanding than promised.
     """
 
     def __init__(self, dut, config: AcceleratorConfig) -> None:
@@ -61,7 +61,9 @@ class Monitor:
         self.error_cycle: int | None = None  #: in which the first SLVERR or DECERR was transferred
         self.ports: dict[str, Port] = {}
         self.channels = self._lite_channels()
-        dma = Port("dma", read_limit=ReadMux(config, 2).outstanding, write_limit=AxiWritePort(config).outstanding)
+        dma = Port(
+            "dma", read_limit=ReadMux(config, 2).outstanding, write_limit=AxiWritePort(config).outstanding
+        )
         self._add_read(dma)
         self._add_write(dma)
         for index in range(config.weight_ports):
@@ -77,7 +79,11 @@ class Monitor:
 
     def waiting(self) -> list[str]:
         """Address channels that are valid and not accepted."""
-        return [c.name for c in self.channels if c.name.endswith((".ar", ".aw")) and c.held is not None and c.stable]
+        return [
+            c.name
+            for c in self.channels
+            if c.name.endswith((".ar", ".aw")) and c.held is not None and c.stable
+        ]
 
     async def run(self) -> None:
         edge = RisingEdge(self.dut.clk)
@@ -108,7 +114,9 @@ class Monitor:
         if channel.accept is not None:
             channel.accept(payload)
 
-    def _signals(self, prefix: str, channel: str, names: tuple[str, ...]) -> tuple[object, object, dict[str, object]]:
+    def _signals(
+        self, prefix: str, channel: str, names: tuple[str, ...]
+    ) -> tuple[object, object, dict[str, object]]:
         def get(name: str):
             return getattr(self.dut, f"{prefix}_{channel}{name}")
 
@@ -130,14 +138,16 @@ class Monitor:
             port.outstanding_reads += 1
             port.most_reads = max(port.most_reads, port.outstanding_reads)
             if port.outstanding_reads > port.read_limit:
-                self.violate(f"{port.name}: {port.outstanding_reads} reads outstanding, promised {port.read_limit}")
+                self.violate(f"{port.name}: {port.outstanding_reads} reads outstanding")
 
         def data(payload: dict[str, int]) -> None:
             port.outstanding_reads -= payload["last"]
             self._response(payload)
 
         channel = Channel(f"{port.name}.ar", *self._signals(prefix, "ar", names), accept=address)
-        beats = Channel(f"{port.name}.r", *self._signals(prefix, "r", ("last", "resp")), accept=data, stable=False)
+        beats = Channel(
+            f"{port.name}.r", *self._signals(prefix, "r", ("last", "resp")), accept=data, stable=False
+        )
         self.channels += [channel, beats]
 
     def _add_write(self, port: Port) -> None:
@@ -151,7 +161,7 @@ class Monitor:
             port.outstanding_writes += 1
             port.most_writes = max(port.most_writes, port.outstanding_writes)
             if port.outstanding_writes > port.write_limit:
-                self.violate(f"{port.name}: {port.outstanding_writes} writes outstanding, promised {port.write_limit}")
+                self.violate(f"{port.name}: {port.outstanding_writes} writes outstanding")
             self._match(port)
 
         def data(payload: dict[str, int]) -> None:
@@ -167,7 +177,9 @@ class Monitor:
 
         channel = Channel(f"{port.name}.aw", *self._signals(prefix, "aw", names), accept=address)
         beats = Channel(f"{port.name}.w", *self._signals(prefix, "w", ("data", "strb", "last")), accept=data)
-        answers = Channel(f"{port.name}.b", *self._signals(prefix, "b", ("resp",)), accept=answer, stable=False)
+        answers = Channel(
+            f"{port.name}.b", *self._signals(prefix, "b", ("resp",)), accept=answer, stable=False
+        )
         self.channels += [channel, beats, answers]
 
     def _response(self, payload: dict[str, int]) -> None:
