@@ -57,8 +57,8 @@ class MacArray(wiring.Component):
     Numerics: ``numerics.int_matmul`` of each tile, modulo 2**32.
     Latency: ``START_LATENCY`` cycles from an instruction to its first reads, then ``row_delay`` from a tile's
     last read to its row 0.
-    Throughput: a step a cycle; the last steps of two tiles are at least as many cycles apart as the first has
-    valid rows. LINEAR of R row tiles: R * tiles * max(steps, T) cycles. No cycle is lost between instructions
+    Throughput: a step a cycle; the last steps of two tiles are at least C/K cycles apart, and as many as the
+    first has valid rows. LINEAR of R row tiles: R * tiles * max(steps, T) cycles. No cycle is lost between instructions
     when the next one is there 4 cycles before the last step of this one.
 
     Raises ValueError if the read latencies do not fit this pipeline.

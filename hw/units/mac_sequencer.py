@@ -160,9 +160,13 @@ class Sequencer(wiring.Component):
         # What a step waits for: an A tile, its weight word, the accumulators' copy.
         filled, buffer = Signal(range(3)), Signal()
         m.d.sync += [filled.eq(filled + self.tile_filled - pass_done), buffer.eq(buffer ^ pass_done)]
-        draining = Signal(len(job.rows))
+        # A tile of K takes POST C/K cycles to write, however few its rows are.
+        draining, spacing = Signal(len(job.rows)), Signal(len(job.rows))
+        fewest = self._config.key_groups - 1
+        with m.If(load):
+            m.d.sync += spacing.eq(Mux(incoming.rows < fewest, fewest, incoming.rows))
         with m.If(tile_done):
-            m.d.sync += draining.eq(job.rows)
+            m.d.sync += draining.eq(spacing)
         with m.Elif(draining.any()):
             m.d.sync += draining.eq(draining - 1)
         waits = Signal(self.events.shape())

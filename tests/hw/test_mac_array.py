@@ -329,7 +329,7 @@ def test_held_weights():
     (8, 32, 3), (8, 4, 5), (5, 8, 3), (13, 9, 2), (1, 4, 6), (4, 64, 1), (4, 1, 1),
 ])
 def test_cycles_of_a_linear(config, n_rows, length, tiles):
-    """Nothing waits but for draining: a tile after another takes max(its steps, the rows before)."""
+    """Nothing waits but for draining: a tile after another takes max(its steps, the rows before, C/K)."""
     work = Work(config, 64, np.random.default_rng(3))
     work.linear(n_rows, length, tiles, release=0)  # brings the weights
     work.linear(n_rows, length, tiles)
@@ -340,14 +340,16 @@ def test_cycles_of_a_linear(config, n_rows, length, tiles):
         meta["bank"] = 0
     result = simulate(work)
     tile_list = work.steps()
-    between = sum(max(steps, rows) for (_, rows), (steps, _) in pairwise(tile_list))
+    fewest = config.key_groups
+    between = sum(max(steps, rows, fewest) for (_, rows), (steps, _) in pairwise(tile_list))
     last_row = result.cycles - 3  # three idle cycles follow
     start = result.accepted[0] + MacArray.START_LATENCY
     assert last_row == start + tile_list[0][0] - 1 + between + row_delay(config) + tile_list[-1][1] - 1
     if n_rows % config.rows == 0:
         row_tiles = n_rows // config.rows
         steps = up(length, config.depth)
-        assert between + max(steps, config.rows) == row_tiles * tiles * max(steps, config.rows)
+        slowest = max(steps, config.rows, fewest)
+        assert between + slowest == row_tiles * tiles * slowest
 
 
 def test_no_cycle_is_lost_between_instructions():
