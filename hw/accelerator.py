@@ -19,7 +19,7 @@ from moevit.hw.units.a_tile import ATile
 from moevit.hw.units.activation_memory import ActivationMemory
 from moevit.hw.units.axi_read import AxiReadPort
 from moevit.hw.units.axi_write import AxiWritePort
-from moevit.hw.units.control import Control, all_events_layout
+from moevit.hw.units.control import STALL_CYCLES, Control, all_events_layout
 from moevit.hw.units.dispatch import Dispatch
 from moevit.hw.units.dma import Dma
 from moevit.hw.units.fetch import ERROR_WIDTH, Fetch
@@ -44,7 +44,7 @@ def dma_axi_signature(config: AcceleratorConfig) -> wiring.Signature:
 
 
 def trace_members(config: AcceleratorConfig) -> dict[str, wiring.Member]:
-    """What a simulator watches to see every intermediate tensor: retirement, and all writes but the ring's."""
+    """What a simulator watches to see every intermediate tensor: retirement and writes."""
     activation, operand = ActivationWriteSignature(config).members, OperandWriteSignature(config).members
     members = {"trace_retire": Out(1)}
     for source, names, shapes in (
@@ -242,7 +242,7 @@ class Core(wiring.Component):
         Fetch's are BEGIN's (0) and dispatch's those of the instruction it holds. A DMA fault belongs to the
         oldest instruction that the DMA unit has not finished, one of POST to the oldest unfinished LINEAR or
         ATTENTION, one of a loader's read to the instruction that the loader has taken last. STREAM is
-        executed far ahead: its faults, and fetch's bus errors, name the number of instructions fetched so far.
+        executed far ahead: its faults, and fetch's bus errors, name the number of instructions fetched.
         """
         fetched, retirement = self.fetch.fetched, self.retirement
         dma, compute = retirement.oldest_dma, retirement.oldest_compute
@@ -292,6 +292,8 @@ class Accelerator(wiring.Component):
     config : AcceleratorConfig
     trace : bool
         With the ``trace_*`` outputs of :func:`trace_members`, for a simulator.
+    stall_cycles : int
+        See Control.
 
     Members
     -------
@@ -305,9 +307,10 @@ class Accelerator(wiring.Component):
         Level.
     """
 
-    def __init__(self, config: AcceleratorConfig, trace: bool = False):
+    def __init__(self, config: AcceleratorConfig, trace: bool = False, *, stall_cycles: int = STALL_CYCLES):
         self.config = config
         self.trace = trace
+        self.stall_cycles = stall_cycles
         super().__init__(
             {
                 "s_axil": In(AxiLiteSignature(ADDRESS_WIDTH)),
@@ -322,7 +325,7 @@ class Accelerator(wiring.Component):
         m = Module()
         config = self.config
         core = Core(config)
-        m.submodules.control = control = Control(config)
+        m.submodules.control = control = Control(config, stall_cycles=self.stall_cycles)
         m.submodules.core = ResetInserter(control.core_reset)(core)
         m.submodules.read = read = ReadMux(config, 2, fifo_depth=(FETCH_FIFO_BEATS, DMA_FIFO_BEATS))
         m.submodules.write = write = AxiWritePort(config)

@@ -29,8 +29,8 @@ def _ports(accelerator: Accelerator) -> list[tuple[str, Signal, None]]:
 def generate(config: AcceleratorConfig, trace: bool = False) -> str:
     """Verilog of the whole machine, with the top module ``moevit``.
 
-    The same configuration gives the same text. Ports are ``clk``, ``rst`` (synchronous, active high), AXI4-Lite
-    ``s_axil_*``, AXI4 ``m_axi_dma_*`` and ``m_axi_w<n>_*``, and ``irq``.
+    The same configuration gives the same text. Ports are ``clk``, ``rst`` (synchronous, active high),
+    AXI4-Lite ``s_axil_*``, AXI4 ``m_axi_dma_*`` and ``m_axi_w<n>_*``, and ``irq``.
 
     Parameters
     ----------
@@ -53,9 +53,8 @@ def register_header() -> str:
     ]
     width = max(len(r.name) for r in REGISTERS)
     for register in REGISTERS:
-        lines.append(
-            f"#define MOEVIT_{register.name:<{width}} 0x{register.offset:03X} /* {register.access}: {register.doc} */"
-        )
+        name = f"{register.name:<{width}}"
+        lines.append(f"#define MOEVIT_{name} 0x{register.offset:03X} /* {register.access}: {register.doc} */")
     for prefix, values in (("STATUS", Status), ("ERROR_CODE", ErrorCode)):
         lines.append("")
         lines += [f"#define MOEVIT_{prefix}_{value.name} {value.value}" for value in values]

@@ -194,7 +194,9 @@ class DotProduct(wiring.Component):
     def _select(self, m: Module, shadow: list):
         low_bits = min(len(self.row), exact_log2(SELECT))
         select, name = self.row[:low_bits], "row"
-        rest = delay(m, self.row[low_bits:], 1, name="row_high")
+        rest = self.row[low_bits:]
+        if len(rest):  # a wire of no bits is [-1:0] in Verilog
+            rest = delay(m, rest, 1, name="row_high")
         for stage in range(row_latency(self._config)):
             outputs = []
             for i in range(0, len(shadow), 1 << len(select)):
