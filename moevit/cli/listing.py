@@ -30,28 +30,28 @@ from moevit.sim.pieces import extent
 def ideal_cycles(instruction: Instruction, config: AcceleratorConfig) -> int:
     """Cycles that the array spends on an instruction when nothing makes it wait.
 
-    A tile takes a cycle per step, but no fewer cycles than rows of it drain through POST. Zero for everything
-    that the array has no part in.
+    A tile takes a cycle per step, but no fewer cycles than its rows need to drain, nor than POST needs to
+    write a tile of K. Zero for everything that the array has no part in.
     """
     c = config
     if isinstance(instruction, Linear):
         steps = layout.ceil_div(instruction.length, c.depth)
-        return instruction.tiles * sum(max(steps, rows) for rows in _row_tiles(instruction.n_rows, c.rows))
+        return instruction.tiles * sum(max(steps, drain) for drain in _drains(instruction.n_rows, c))
     if isinstance(instruction, Attention):
         a = instruction
         scores, context = layout.ceil_div(a.head_dim, c.depth), layout.ceil_div(a.n_keys, c.depth)
         key_tiles, value_tiles = layout.ceil_div(a.n_keys, c.columns), layout.ceil_div(a.head_dim, c.columns)
         return a.heads * sum(
-            key_tiles * max(scores, rows) + value_tiles * max(context, rows)
-            for rows in _row_tiles(a.n_rows, c.rows)
+            key_tiles * max(scores, drain) + value_tiles * max(context, drain)
+            for drain in _drains(a.n_rows, c)
         )
     return 0
 
 
-def _row_tiles(n_rows: int, rows: int) -> Iterator[int]:
-    """Valid rows of each row tile."""
-    for first in range(0, n_rows, rows):
-        yield min(rows, n_rows - first)
+def _drains(n_rows: int, config: AcceleratorConfig) -> Iterator[int]:
+    """The fewest cycles between the ends of two tiles, for each row tile."""
+    for first in range(0, n_rows, config.rows):
+        yield max(min(config.rows, n_rows - first), config.key_groups)
 
 
 def role(layer: Layer, instructions: list[Instruction]) -> str:
