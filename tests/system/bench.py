@@ -18,7 +18,8 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiReadBus, AxiResp, AxiWri
 from differential.random_program import RandomProgram, random_program
 
 from moevit.config import CONFIGS, AcceleratorConfig
-from moevit.isa import Instruction, Linear
+from moevit.isa import FORMATS, Begin, DmaIn, DmaOut, End, Instruction, Linear, encode_program
+from moevit.isa.formats import DmaSource
 from moevit.registers import COUNTERS, OFFSETS, ErrorCode, Status
 from moevit.sim.isa import IsaSimulator
 from system.memory import GUARD, Fault, Memory, ReadSlave, Stalls, WriteSlave
@@ -71,6 +72,18 @@ def random_job(seed: int, length: int = 10) -> Job:
     return job(p.image, p.entry, p.instructions, p.inputs[0], p.output_bytes)
 
 
+@functools.cache
+def full_job() -> Job:
+    """A random program with every kind of instruction."""
+    for seed in range(100):
+        found = random_job(seed)
+        kinds = {type(i) for i in found.instructions}
+        sources = {i.source for i in found.instructions if isinstance(i, DmaIn)}
+        if kinds == set(FORMATS) and sources == set(DmaSource):
+            return found
+    raise AssertionError("no such program")
+
+
 def _is_too_short(instruction: Instruction) -> bool:
     """Whether K/V tiles follow each other faster than their words can be written."""
     if not isinstance(instruction, Linear) or instruction.key_tile == instruction.tiles:
@@ -78,8 +91,30 @@ def _is_too_short(instruction: Instruction) -> bool:
     return instruction.length <= CONFIG.columns - CONFIG.depth
 
 
+@functools.cache
+def copy_job(seed: int) -> Job:
+    """DMA alone: kilobytes in from an odd address, and out in two parts, so many bursts at once."""
+    rng = np.random.default_rng(seed)
+    words = int(rng.integers(500, 900)) * 8 // CONFIG.columns
+    first, offset = int(rng.integers(1, words)), int(rng.integers(0, 64))
+    second_offset = -(-first * CONFIG.columns // 64) * 64
+    inputs = rng.integers(0, 256, offset + words * CONFIG.columns + int(rng.integers(0, 64)), np.uint8)
+    dst = int(rng.integers(0, CONFIG.activation_words - words))
+    program = [
+        Begin(digest=CONFIG.digest, ring_words=1, count=5),
+        DmaIn(offset=offset, segment_bytes=words * CONFIG.columns, dst=dst * CONFIG.columns),
+        DmaOut(wait=1, src=dst, words=first, offset=0),
+        DmaOut(wait=1, src=dst + first, words=words - first, offset=second_offset),
+        End(),
+    ]
+    return job(encode_program(program), 0, program, inputs, second_offset + (words - first) * CONFIG.columns)
+
+
 class TB:
-    """See the module. ``stalls=False`` makes memory and host as fast as they can be."""
+    """See the module; one in each test, since it drives the pins until the test ends.
+
+    ``stalls=False`` makes memory and host as fast as they can be.
+    """
 
     def __init__(self, dut, seed: int | str, stalls: bool) -> None:
         self.dut = dut
@@ -115,18 +150,22 @@ class TB:
         write, read = self.axil.write_if, self.axil.read_if
         return [write.aw_channel, write.w_channel, write.b_channel, read.ar_channel, read.r_channel]
 
-    def resume(self) -> None:
-        """Every channel gets a new habit of pausing."""
+    def resume(self, stalls: bool | None = None) -> None:
+        """Every channel gets a new habit of pausing and every port a new queue, or none has any."""
+        if stalls is not None:
+            self.stalls.none = not stalls
+        for slave in self.slaves:
+            slave.ahead.resume()
         for channel in [*self.master_channels, *(c for s in self.slaves for c in s.channels)]:
             generator = self.stalls.generator()
             channel.set_pause_generator(generator)
             if generator is None:
                 channel.pause = False
 
-    def freeze(self) -> None:
-        """The memory answers nothing until :meth:`resume`."""
+    def freeze(self, *, answers: bool = False) -> None:
+        """The memory accepts and answers nothing, or only answers nothing, until :meth:`resume`."""
         for slave in self.slaves:
-            for channel in slave.channels:
+            for channel in slave.channels[-1:] if answers else slave.channels:
                 channel.clear_pause_generator()
                 channel.pause = True
 

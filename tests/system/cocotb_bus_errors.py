@@ -6,11 +6,11 @@ from cocotbext.axi import AxiResp
 from moevit.isa import INSTRUCTION_BYTES, DmaIn, DmaOut, Stream
 from moevit.isa.formats import BLOCK_BYTES, DmaSource
 from moevit.registers import ErrorCode
-from system.bench import CONFIG, TB, Job, random_job
+from system.bench import CONFIG, TB, Job, copy_job, full_job, random_job
 from system.memory import Fault
 
 RESPONSES = [AxiResp.SLVERR, AxiResp.DECERR]
-SEED = 4  # has every instruction: DMA_IN of both sources, STREAM, LINEAR, ATTENTION, DMA_OUT
+SMALL = random_job(4, 3)  # what runs after each error
 
 
 def numbers(job: Job, kind: type, **fields: int) -> list[int]:
@@ -26,7 +26,7 @@ async def check(tb: TB, fault: Fault, code: ErrorCode) -> int:
     number = await tb.run_to_error(code, fault)
     assert await tb.read("RETIRED") < sum(i.retires for i in tb.job.instructions)
     tb.resume()
-    await tb.recover(random_job(SEED, 3))
+    await tb.recover(SMALL)
     return number
 
 
@@ -35,7 +35,7 @@ async def check(tb: TB, fault: Fault, code: ErrorCode) -> int:
 async def fetch(dut, resp, stalls):
     """An instruction, from BEGIN to END, that cannot be read; named is what was fetched before."""
     tb = await TB.create(dut, f"fetch {resp} {stalls}", stalls=stalls)
-    job = random_job(SEED)
+    job = full_job()
     for number in (0, 1, tb.rng.randrange(2, len(job.instructions) - 1), len(job.instructions) - 1):
         await tb.load(job)
         first = tb.memory.buffers["image"].base + job.entry + number * INSTRUCTION_BYTES
@@ -49,7 +49,7 @@ async def fetch(dut, resp, stalls):
 async def weights(dut, port, resp, stalls):
     """A word of a weight block, on each port."""
     tb = await TB.create(dut, f"weights {port} {resp} {stalls}", stalls=stalls)
-    job = random_job(SEED)
+    job = full_job()
     sizes = {
         "norm": CONFIG.norm_word_bytes,
         "post": CONFIG.post_word_bytes,
@@ -69,12 +69,12 @@ async def weights(dut, port, resp, stalls):
 @cocotb.test()
 @cocotb.parametrize(resp=RESPONSES, stalls=[False, True])
 async def dma_read(dut, resp, stalls):
-    """The input buffer, and a tensor in the image."""
+    """The input buffer, a tensor in the image, and the middle of a long copy."""
     tb = await TB.create(dut, f"dma read {resp} {stalls}", stalls=stalls)
-    job = random_job(SEED)
+    job = full_job()
     for source, name in ((DmaSource.INPUT, "input"), (DmaSource.IMAGE, "image")):
         copies = numbers(job, DmaIn, source=source)
-        assert copies, f"the program has no DMA_IN of the {name}: choose another seed"
+        assert copies, f"the program has no DMA_IN of the {name}"
         for number in {copies[0], copies[-1]}:
             copy = job.instructions[number]
             await tb.load(job)
@@ -86,12 +86,23 @@ async def dma_read(dut, resp, stalls):
             fault = Fault("dma", False, first, first + 1, resp)
             assert await check(tb, fault, ErrorCode.BUS_DMA_READ) == number
 
+    job = copy_job(0)
+    await tb.load(job)
+    first = tb.memory.buffers["input"].base + len(job.inputs) // 2
+    assert await check(tb, Fault("dma", False, first, first + 1, resp), ErrorCode.BUS_DMA_READ) == 1
+
 
 @cocotb.test()
 @cocotb.parametrize(resp=RESPONSES, stalls=[False, True])
 async def dma_write(dut, resp, stalls):
+    """A row, the middle of a long copy, and its last word."""
     tb = await TB.create(dut, f"dma write {resp} {stalls}", stalls=stalls)
-    job = random_job(SEED)
+    for long, offset in ((copy_job(0), 1600), (copy_job(1), copy_job(1).output_bytes - 1)):
+        await tb.load(long)
+        first = tb.memory.buffers["output"].base + offset
+        number = 2 if offset < long.instructions[3].offset else 3
+        assert await check(tb, Fault("dma", True, first, first + 1, resp), ErrorCode.BUS_DMA_WRITE) == number
+    job = full_job()
     for number in numbers(job, DmaOut):
         copy = job.instructions[number]
         await tb.load(job)
@@ -104,16 +115,14 @@ async def dma_write(dut, resp, stalls):
 async def several_at_once(dut):
     """Every port fails from the start on: one error is reported, all outstanding answers are awaited."""
     tb = await TB.create(dut, "several")
-    job = random_job(SEED)
+    job = full_job()
     await tb.load(job)
-    image, entry = tb.memory.buffers["image"], tb.memory.buffers["image"].base + job.entry
-    faults = [
-        Fault(f"w{i}", False, image.base, image.base + image.size, AxiResp.SLVERR)
-        for i in range(CONFIG.weight_ports)
-    ]
-    faults.append(Fault("dma", False, image.base, entry, AxiResp.DECERR))
-    faults.append(Fault("dma", False, tb.memory.buffers["input"].base, 1 << 64, AxiResp.SLVERR))
-    tb.memory.faults += faults
+    image, inputs = tb.memory.buffers["image"], tb.memory.buffers["input"]
+    everything, data = (image.base, image.base + image.size), (image.base, image.base + job.entry)
+    ports = [f"w{i}" for i in range(CONFIG.weight_ports)]
+    tb.memory.faults += [Fault(port, False, *everything, AxiResp.SLVERR) for port in ports]
+    tb.memory.faults.append(Fault("dma", False, *data, AxiResp.DECERR))
+    tb.memory.faults.append(Fault("dma", False, inputs.base, inputs.base + inputs.size, AxiResp.SLVERR))
     await tb.start()
     await tb.wait_irq()
     assert await tb.read("ERROR") in (ErrorCode.BUS_STREAM, ErrorCode.BUS_DMA_READ)

@@ -103,15 +103,16 @@ async def refused(dut):
 @cocotb.test()
 async def reads_beside_writes(dut):
     """The two directions are independent, and transfers may follow each other without a pause."""
+    tb = await TB.create(dut, "beside", stalls=False)
     for stalls in (False, True):
-        tb = await TB.create(dut, f"beside {stalls}", stalls=stalls)
+        tb.resume(stalls)
         await tb.write("OUTPUT_BYTES", 0x1234_5678)
 
-        async def writes(tb=tb):
+        async def writes():
             for i in range(30):
                 await tb.write("INPUT_BYTES", i)
 
-        async def reads(tb=tb):
+        async def reads():
             for _ in range(30):
                 assert await tb.read("OUTPUT_BYTES") == 0x1234_5678
 

@@ -4,7 +4,7 @@ import cocotb
 from cocotb.triggers import ClockCycles
 
 from moevit.registers import ErrorCode, Status
-from system.bench import SOFT_RESET, TB, random_job
+from system.bench import SOFT_RESET, TB, copy_job, random_job
 
 
 @cocotb.test()
@@ -33,10 +33,10 @@ async def with_transfers_outstanding(dut):
         tb.freeze()
         await ClockCycles(dut.clk, 20)  # now whatever is raised waits
         held |= {p.name for p in tb.monitor.ports.values() if p.outstanding_reads or p.outstanding_writes}
-        waiting = bool(tb.monitor.outstanding() or tb.monitor.waiting())
         await tb.write("CONTROL", SOFT_RESET)
         begun = tb.monitor.cycle
         await ClockCycles(dut.clk, 50)
+        waiting = tb.monitor.outstanding() or tb.monitor.waiting()
         status = await tb.status()
         assert status == (Status.BUSY | Status.DRAINING if waiting else Status(0)), status
         tb.resume()
@@ -46,6 +46,33 @@ async def with_transfers_outstanding(dut):
         tb.check_violations()
         await tb.run(random_job(seed, 3))
     assert {"dma", "w0"} <= held
+
+
+@cocotb.test()
+async def during_writes(dut):
+    """Bursts that were raised get all their data and their answer; the rest of the copy is not written."""
+    tb = await TB.create(dut, "writes", stalls=False)
+    seen = 0
+    for seed in range(6):
+        await tb.load(copy_job(seed))
+        await tb.start()
+        while not tb.memory.writes:
+            await ClockCycles(dut.clk, 1)
+        tb.memory.writes = 0
+        await ClockCycles(dut.clk, tb.rng.randrange(60))
+        tb.freeze(answers=seed % 2 == 0)
+        await ClockCycles(dut.clk, 300)
+        seen = max(seen, tb.monitor.ports["dma"].outstanding_writes)
+        await tb.write("CONTROL", SOFT_RESET)
+        begun = tb.monitor.cycle
+        await ClockCycles(dut.clk, 40)
+        tb.resume()
+        assert await tb.wait_not_busy() == Status(0)
+        assert tb.monitor.outstanding() == 0
+        assert not tb.monitor.requests_since(begun)
+        tb.check_violations()
+        await tb.run(random_job(seed, 3))
+    assert seen > 1
 
 
 @cocotb.test()

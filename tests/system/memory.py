@@ -147,11 +147,18 @@ class Ahead:
     def __init__(self, sink, memory: Memory, stalls: Stalls) -> None:
         self.sink, self.memory, self.stalls = sink, memory, stalls
         self.queue: Queue = Queue()
-        sink.queue_occupancy_limit = stalls.accepted()
+        sink.queue_occupancy_limit = 1
+        self.resume()
         cocotb.start_soon(self._stamp())
+
+    def resume(self) -> None:
+        """Take another number of bursts ahead."""
+        self.room = self.stalls.accepted()
 
     async def _stamp(self) -> None:
         while True:
+            while self.queue.qsize() >= self.room:
+                await RisingEdge(self.sink.clock)
             transaction = await self.sink.recv()
             await self.queue.put((transaction, self.memory.monitor.cycle + self.stalls.latency()))
 

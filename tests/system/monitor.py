@@ -27,6 +27,7 @@ class Channel:
     stable: bool = True  #: driven by the machine, so held to the rules
     held: dict[str, int] | None = None  #: payload that waits for ready
     raised: int = 0  #: cycle in which it was first seen valid
+    waits: int = 0  #: cycles in which it was valid and not ready
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Port:
     write_lengths: deque[int] = field(default_factory=deque)  #: beats of AWs that wait for data
     write_bursts: deque[int] = field(default_factory=deque)  #: beats of data that wait for their AW
     write_beats: int = 0
+    longest: int = 0  #: beats
 
 
 class Monitor:
@@ -108,6 +110,7 @@ class Monitor:
         elif payload != channel.held:
             self.violate(f"{channel.name}: payload changed from {channel.held} to {payload} before ready")
         if not ready:
+            channel.waits += 1
             channel.held = payload if channel.stable else None
             return
         channel.held = None
@@ -133,7 +136,7 @@ class Monitor:
         names = ("id", "addr", "len", "size", "burst", "prot", "cache")
 
         def address(payload: dict[str, int]) -> None:
-            self._burst(f"{port.name}.ar", payload)
+            self._burst(port, f"{port.name}.ar", payload)
             port.requests.append(channel.raised)
             port.outstanding_reads += 1
             port.most_reads = max(port.most_reads, port.outstanding_reads)
@@ -155,7 +158,7 @@ class Monitor:
         names = ("id", "addr", "len", "size", "burst", "prot", "cache")
 
         def address(payload: dict[str, int]) -> None:
-            self._burst(f"{port.name}.aw", payload)
+            self._burst(port, f"{port.name}.aw", payload)
             port.requests.append(channel.raised)
             port.write_lengths.append(payload["len"] + 1)
             port.outstanding_writes += 1
@@ -195,7 +198,8 @@ class Monitor:
             if length != beats:
                 self.violate(f"{port.name}: WLAST on beat {beats} of a burst of {length}")
 
-    def _burst(self, name: str, payload: dict[str, int]) -> None:
+    def _burst(self, port: Port, name: str, payload: dict[str, int]) -> None:
+        port.longest = max(port.longest, payload["len"] + 1)
         size = self.config.axi_bytes
         end = payload["addr"] % BOUNDARY + (payload["len"] + 1) * size
         rules = {

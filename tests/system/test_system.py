@@ -51,11 +51,11 @@ def _tail(log: Path) -> str:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_tiny(module, tmp_path):
-    run("tiny", module, tmp_path, seeds=3)
+    run("tiny", module, tmp_path, seeds=10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("config", ["tiny", "wide"])  # wide has two weight ports
 def test_long(config, module, tmp_path):
-    run(config, module, tmp_path, seeds=20)
+    run(config, module, tmp_path, seeds=100)
