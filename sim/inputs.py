@@ -126,25 +126,30 @@ def _read_npz(shapes: Shapes, path: Path) -> Inputs:
         raise InputError(f"cannot read: {error.strerror or error}", where=str(path)) from error
     except (ValueError, TypeError, EOFError, KeyError, *_DAMAGED) as error:
         raise InputError("not a .npz file of plain arrays, or damaged", where=str(path)) from error
+    return from_arrays(shapes, arrays, str(path))
+
+
+def from_arrays(shapes: Shapes, arrays: Mapping[str, NDArray], where: str = "inputs") -> Inputs:
+    """The inputs in arrays, which are what :func:`read_inputs` accepts in a file; errors begin with ``where``."""
     taken = {}
+    rest = dict(arrays)
     for name, shape in shapes.items():
         key = IMAGE_KEY if name not in arrays and len(shapes) == 1 else name
         if key not in arrays:
             have = ", ".join(f"'{n}' {a.dtype} {_size(a.shape)}" for n, a in arrays.items()) or "nothing"
-            raise InputError(f"has no array '{name}', but {have}", where=str(path), mend=f"give {_expected(shapes)}")
-        taken[name] = _fitted(arrays.pop(key), key, shape, path)
+            raise InputError(f"has no array '{name}', but {have}", where=where, mend=f"give {_expected(shapes)}")
+        taken[name] = _fitted(np.asarray(rest.pop(key)), shape, f"{where}, array '{key}'")
     counts = {len(a) for a in taken.values()}
     if len(counts) > 1:
-        raise InputError("its arrays hold different numbers of inputs", where=str(path))
-    if counts == {0}:
-        raise InputError("holds no input", where=str(path))
+        raise InputError("its arrays hold different numbers of inputs", where=where)
     (count,) = counts
-    return Inputs(taken, {name: a for name, a in arrays.items() if a.ndim > 0 and len(a) == count})
+    if count == 0:
+        raise InputError("holds no input", where=where)
+    return Inputs(taken, {name: a for name, a in rest.items() if a.ndim > 0 and len(a) == count})
 
 
-def _fitted(array: NDArray, key: str, shape: tuple[int, ...], path: Path) -> NDArray:
+def _fitted(array: NDArray, shape: tuple[int, ...], where: str) -> NDArray:
     """An array as [N, *shape], if that is what it is."""
-    where = f"{path}, array '{key}'"
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise InputError(f"has type {array.dtype}", where=where, mend="give float32, or uint8 for pixels 0 … 255")
     if array.shape[1:] == shape:

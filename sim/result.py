@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moevit.errors import MismatchError
 from moevit.isa import DmaIn, DmaOut, Stream
-from moevit.isa.formats import DmaSource
 from moevit.isa.fields import INSTRUCTION_BYTES
+from moevit.isa.formats import DmaSource
 from moevit.program import Program, Task
 from moevit.sim.dram import DramModel
 from moevit.sim.rtl import ImageRun
@@ -45,7 +46,8 @@ class Result:
     dram_bytes: dict[str, int]  #: per inference: weights, instructions, activations
     dram: DramModel | None
     bit_exact: bool | None  #: None when it was not checked
-    checked_values: int  #: elements that were compared
+    mismatch: MismatchError | None  #: the first difference, if there is one
+    checked_values: int  #: elements that were compared and equal
     simulated_cycles: int | None  #: by all processes together, set-up included
     wall_s: float
 
@@ -78,6 +80,7 @@ class Result:
             "dram_bytes": self.dram_bytes,
             "dram": None if self.dram is None else self.dram.as_dict(),
             "bit_exact": self.bit_exact,
+            "mismatch": None if self.mismatch is None else self.mismatch.as_json(),
             "checked_values": self.checked_values,
             "simulated_cycles": self.simulated_cycles,
             "wall_s": self.wall_s,

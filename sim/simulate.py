@@ -5,26 +5,29 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from moevit.errors import InputError
+from moevit.errors import InputError, MismatchError
 from moevit.program import Program, Task
-from moevit.sim.check import Collector, Place, check_outputs, check_values, output_values
+from moevit.sim.check import Collector, Place, Values, check_outputs, check_values, output_values
 from moevit.sim.dram import DramModel
 from moevit.sim.inputs import Inputs, pack, quantise
 from moevit.sim.isa import IsaSimulator
-from moevit.sim.reference import Tensors, decode_output, run_reference
+from moevit.sim.reference import decode_output, run_reference
 from moevit.sim.result import Result, layer_cycles, program_dram_bytes, stage_cycles
 from moevit.sim.rtl import ImageRun, RtlSimulator
 
 BACKENDS = ("isa", "rtl")
 ISA_BATCH = 32  #: images that a thread works on at a time
-RTL_BATCH = 64  #: images between two comparisons
+RTL_BATCH = 32  #: images between two comparisons
 
 Progress = Callable[[int], None]
+Bytes = NDArray[np.uint8]
+Quantised = dict[str, Bytes]
 
 
 def simulate(
@@ -38,6 +41,7 @@ def simulate(
     dram: DramModel | None = None,
     trace: Path | None = None,
     progress: Progress | None = None,
+    raise_mismatch: bool = True,
 ) -> Result:
     """Run a task of a program.
 
@@ -52,6 +56,7 @@ def simulate(
     dram : of ``rtl``: the memory model; the configuration's default when None
     trace : of ``rtl``: an FST file to write the waveform to
     progress : called with the number of images as they are done
+    raise_mismatch : whether a difference that ``check`` finds is raised, or put into the result
 
     Raises
     ------
@@ -69,8 +74,9 @@ def simulate(
     chosen = program.task(task)
     inputs = inputs.limited(limit)
     started = time.monotonic()
-    run = _Isa(program, chosen, check) if backend == "isa" else _Rtl(program, chosen, check, dram, trace)
-    buffers, checked = run.run(inputs, progress or (lambda n: None))
+    checker = _Checker(program, chosen, raise_mismatch) if check else None
+    run = _Isa(program, chosen, checker) if backend == "isa" else _Rtl(program, chosen, checker, dram, trace)
+    buffers = run.run(inputs, progress or (lambda n: None))
     outputs = {
         y.name: decode_output(chosen, y.name, output_values(chosen, y, buffers, program.config))
         for y in chosen.outputs
@@ -95,15 +101,36 @@ def simulate(
         layers=layer_cycles(program, chosen, runs) if runs else None,
         dram_bytes=runs[0].dram_bytes if runs else program_dram_bytes(program, chosen),
         dram=run.dram,
-        bit_exact=True if check else None,
-        checked_values=checked,
+        bit_exact=None if checker is None else checker.mismatch is None,
+        mismatch=None if checker is None else checker.mismatch,
+        checked_values=0 if checker is None else checker.compared,
         simulated_cycles=run.simulated_cycles,
         wall_s=time.monotonic() - started,
     )
 
 
-def _reference(program: Program, task: Task, inputs: Inputs, first: int, end: int) -> Tensors:
-    return run_reference(program, task, quantise(task, inputs.floats(first, end)))
+class _Checker:
+    """Compares with the reference, batch by batch and in any thread."""
+
+    def __init__(self, program: Program, task: Task, raise_mismatch: bool) -> None:
+        self.program, self.task, self.raise_mismatch = program, task, raise_mismatch
+        self.compared = 0
+        self.mismatch: MismatchError | None = None
+        self._lock = Lock()
+
+    def __call__(self, quantised: Quantised, values: Values, buffers: Bytes, place: Place) -> None:
+        want = run_reference(self.program, self.task, quantised)
+        try:
+            compared = check_values(self.program, self.task, values, want, place)
+            compared += check_outputs(self.program, self.task, buffers, want, place)
+        except MismatchError as error:
+            if self.raise_mismatch:
+                raise
+            with self._lock:
+                self.mismatch = self.mismatch or error
+        else:
+            with self._lock:
+                self.compared += compared
 
 
 class _Isa:
@@ -112,68 +139,57 @@ class _Isa:
     dram: DramModel | None = None
     simulated_cycles: int | None = None
 
-    def __init__(self, program: Program, task: Task, check: bool) -> None:
-        self.program, self.task, self.check = program, task, check
+    def __init__(self, program: Program, task: Task, checker: _Checker | None) -> None:
+        self.program, self.task, self.checker = program, task, checker
         self.images: list[ImageRun] = []
         self.simulator = IsaSimulator(program.config, program.image, program.instructions(task), task.output_bytes)
 
-    def run(self, inputs: Inputs, progress: Progress) -> tuple[NDArray[np.uint8], int]:
-        """Output buffers [N, output bytes], and how many values were compared."""
+    def run(self, inputs: Inputs, progress: Progress) -> Bytes:
+        """Output buffers [N, output bytes]."""
 
-        def batch(first: int) -> tuple[NDArray[np.uint8], int]:
+        def batch(first: int) -> Bytes:
             end = min(first + ISA_BATCH, len(inputs))
-            done = self.batch(inputs, first, end)
+            buffers = self.batch(quantise(self.task, inputs.floats(first, end)), first)
             progress(end - first)
-            return done
+            return buffers
 
         # One thread per batch: BLAS's own would wait for each other in every small product.
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            results = list(pool.map(batch, range(0, len(inputs), ISA_BATCH)))
-        return np.concatenate([output for output, _ in results]), sum(n for _, n in results)
+            return np.concatenate(list(pool.map(batch, range(0, len(inputs), ISA_BATCH))))
 
-    def batch(self, inputs: Inputs, first: int, end: int) -> tuple[NDArray[np.uint8], int]:
-        """One batch, checked if that is wanted."""
-        quantised = quantise(self.task, inputs.floats(first, end))
-        collector = Collector(self.task, self.program.config) if self.check else None
+    def batch(self, quantised: Quantised, first: int) -> Bytes:
+        """One batch, of which the first image has number ``first``; checked if that is wanted."""
+        collector = None if self.checker is None else Collector(self.task, self.program.config)
         memories = self.simulator.run(pack(self.task, quantised), after=collector)
-        compared = 0
-        if collector is not None:
-            want = run_reference(self.program, self.task, quantised)
-            place = Place("isa", first)
-            compared += check_values(self.program, self.task, collector.values, want, place)
-            compared += check_outputs(self.program, self.task, memories.output, want, place)
-        return memories.output, compared
+        if self.checker is not None and collector is not None:
+            self.checker(quantised, collector.values, memories.output, Place("isa", first))
+        return memories.output
 
 
 class _Rtl:
     """The rtl back-end over a whole set of inputs."""
 
-    def __init__(self, program: Program, task: Task, check: bool, dram: DramModel | None, trace: Path | None) -> None:
-        self.program, self.task, self.check = program, task, check
+    def __init__(
+        self, program: Program, task: Task, checker: _Checker | None, dram: DramModel | None, trace: Path | None
+    ) -> None:
+        self.task, self.checker = task, checker
         self.simulator = RtlSimulator(program, task, dram=dram, trace=trace)
+        self.isa = _Isa(program, task, checker)
         self.dram = self.simulator.dram
         self.images: list[ImageRun] = []
         self.simulated_cycles = 0
 
-    def run(self, inputs: Inputs, progress: Progress) -> tuple[NDArray[np.uint8], int]:
-        """As :meth:`_Isa.run`."""
-        outputs, compared = [], 0
+    def run(self, inputs: Inputs, progress: Progress) -> Bytes:
+        """Output buffers [N, output bytes]."""
+        outputs = []
         for first in range(0, len(inputs), RTL_BATCH):
-            end = min(first + RTL_BATCH, len(inputs))
-            quantised = quantise(self.task, inputs.floats(first, end))
-            result = self.simulator.run(pack(self.task, quantised), tensors=self.check, progress=progress)
+            quantised = quantise(self.task, inputs.floats(first, first + RTL_BATCH))
+            buffers = pack(self.task, quantised)
+            result = self.simulator.run(buffers, tensors=self.checker is not None, progress=progress)
             self.images += result.images
             self.simulated_cycles += result.simulated_cycles
             outputs.append(result.outputs)
-            if self.check:
-                want = run_reference(self.program, self.task, quantised)
-                place = Place("rtl", first)
-                compared += check_values(self.program, self.task, result.values, want, place)
-                compared += check_outputs(self.program, self.task, result.outputs, want, place)
-                _, more = _Isa(self.program, self.task, check=True).run(_part(inputs, first, end), lambda n: None)
-                compared += more
-        return np.concatenate(outputs), compared
-
-
-def _part(inputs: Inputs, first: int, end: int) -> Inputs:
-    return Inputs({k: v[first:end] for k, v in inputs.arrays.items()}, {})
+            if self.checker is not None:
+                self.checker(quantised, result.values, result.outputs, Place("rtl", first))
+                self.isa.batch(quantised, first)
+        return np.concatenate(outputs)

@@ -35,7 +35,7 @@ _VERILATOR_OPTIONS = (
     "--cc", "--exe", "--build", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "-Wno-fatal",
     "-Wno-lint", "-Wno-style", "--output-split", "20000", "--top-module", TOP, "--prefix", f"V{TOP}",
 )  # fmt: skip
-_MAKE_OPTIONS = ("OPT_FAST=-O2", "OPT_GLOBAL=-O2", "OPT_SLOW=-O0")
+_MAKE_OPTIONS = ("OPT_FAST=-O1", "OPT_GLOBAL=-O1", "OPT_SLOW=-O0")  #: -O2 runs a quarter faster, builds in twice the time
 
 
 def cache_folder() -> Path:
