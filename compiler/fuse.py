@@ -91,7 +91,9 @@ class _Fuser:
 
     def _origin(self, tensor: str) -> tuple[str, int, int, ir.LayerNorm | None, list[ir.Op]]:
         """What a linear layer really loads: (tensor, first row, rows, norm, operations passed over)."""
-        row, norm, ops = 0, None, []
+        row = 0
+        norm: ir.LayerNorm | None = None
+        ops: list[ir.Op] = []
         rows = self.graph.tensors[tensor][0]
         while True:
             op = self.graph.producer(tensor)

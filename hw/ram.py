@@ -33,7 +33,8 @@ class RamPlatform:
         if name not in self._modules:
             self._modules[name] = _verilog(name, memory.data.depth, width, lanes, len(memory.read_ports), style)
         m = Module()
-        ports = {"i_clk": ClockSignal(write.domain), "i_wa": write.addr, "i_we": write.en, "i_wd": Value.cast(write.data)}
+        ports = {"i_clk": ClockSignal(write.domain), "i_wa": write.addr, "i_we": write.en}
+        ports["i_wd"] = Value.cast(write.data)
         for i, read in enumerate(memory.read_ports):
             ports |= {f"i_ra{i}": read.addr, f"i_re{i}": read.en, f"o_rd{i}": Value.cast(read.data)}
         m.submodules.ram = Instance(name, **ports)
@@ -51,7 +52,7 @@ class RamPlatform:
 
 def _plain(memory: Memory) -> Module:
     """What Amaranth makes of a memory without a platform."""
-    return memory.elaborate(None)  # type: ignore[no-any-return]
+    return memory.elaborate(None)
 
 
 def _verilog(name: str, depth: int, width: int, lanes: int, reads: int, style: str) -> str:

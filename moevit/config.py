@@ -8,7 +8,6 @@ from pathlib import Path
 
 from moevit.errors import ConfigError
 
-
 STREAM_QUEUE_DEPTH = 8  #: STREAM instructions that wait in the streamer's queue
 COMPUTE_QUEUE_DEPTH = 4  #: LINEAR and ATTENTION instructions that wait for the loader
 DMA_QUEUE_DEPTH = 4  #: DMA instructions that wait for the DMA unit
@@ -65,7 +64,7 @@ class AcceleratorConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is int and (type(value) is not int or value <= 0):
-                raise ConfigError(f"configuration {self.name!r}: {field.name} must be a positive integer, not {value!r}")
+                self._fail(field.name, "must be a positive integer")
         for name in ("rows", "columns", "depth", "weight_ports", "axi_data_width"):
             if not _is_power_of_two(getattr(self, name)):
                 self._fail(name, "must be a power of two")
@@ -79,6 +78,8 @@ class AcceleratorConfig:
             self._fail("axi_data_width", "must be 32 … 512 bits")
         if self.columns * 4 % (self.weight_ports * self.axi_bytes):
             self._fail("weight_ports", "4 * columns bytes must be a multiple of weight_ports bus words")
+        if self.operand_word_bytes % (self.weight_ports * self.axi_bytes):
+            self._fail("weight_ports", "columns * depth bytes must be a multiple of weight_ports bus words")
         if self.activation_words % 2:
             self._fail("activation_words", "must be even")
         for name, limit in (("operand_words", 1 << 16), ("activation_words", 1 << 18), ("tile_depth", 8192),
@@ -192,4 +193,6 @@ def get_config(name_or_file: str) -> AcceleratorConfig:
     path = Path(name_or_file)
     if path.suffix == ".json" or path.exists():
         return AcceleratorConfig.from_file(path)
-    raise ConfigError(f"no configuration named {name_or_file!r}: choose one of {', '.join(CONFIGS)}, or give a .json file")
+    raise ConfigError(
+        f"no configuration named {name_or_file!r}", mend=f"choose one of {', '.join(CONFIGS)}, or give a .json file"
+    )

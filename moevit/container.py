@@ -14,9 +14,9 @@ from pathlib import Path
 
 from moevit.config import AcceleratorConfig
 from moevit.errors import ConfigError, ContainerError, EncodingError
-from moevit.isa import INSTRUCTION_BYTES, Begin, DmaIn, Linear, Stream
+from moevit.isa import INSTRUCTION_BYTES, Begin, DmaIn, Instruction, Linear, Stream
 from moevit.isa.formats import BLOCK_BYTES
-from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Program, Source, Task
+from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Layer, Program, Source, Task, Tensor
 from moevit.schema import from_json, to_json
 
 MAGIC = b"MOEVIT\x00\x01"
@@ -121,7 +121,7 @@ def _validate_task(program: Program, task: Task) -> None:
     where = f"task {task.name!r}"
     size = len(program.image)
     _require(task.entry >= 0 and task.entry % BLOCK_BYTES == 0, "entry is not aligned", where)
-    _require(2 <= task.instructions and task.entry + task.instructions * INSTRUCTION_BYTES <= size,
+    _require(task.instructions >= 2 and task.entry + task.instructions * INSTRUCTION_BYTES <= size,
              "the program lies outside the image", where)
     for n in (task.input_bytes, task.output_bytes):
         _require(0 <= n <= MAX_BUFFER_BYTES, f"a buffer of {n} bytes", where)
@@ -167,7 +167,9 @@ def _validate_task(program: Program, task: Task) -> None:
         _validate_layer(program, task, layer, instructions, tensors)
 
 
-def _validate_layer(program: Program, task: Task, layer, instructions, tensors) -> None:
+def _validate_layer(
+    program: Program, task: Task, layer: Layer, instructions: list[Instruction], tensors: dict[str, Tensor]
+) -> None:
     here = f"task {task.name!r}, layer {layer.name!r}"
     _require(layer.kind in ("patches", "constant", "linear", "attention"), f"unknown kind {layer.kind!r}", here)
     inputs = {x.name for x in task.inputs} if layer.kind == "patches" else set(tensors)
@@ -192,7 +194,8 @@ def _validate_layer(program: Program, task: Task, layer, instructions, tensors) 
         for s, i in zip(layer.streams, layer.instructions, strict=True):
             _require(0 <= s < len(instructions), "no such stream", here)
             stream, linear = instructions[s], instructions[i]
-            _require(isinstance(stream, Stream) and isinstance(linear, Linear), "names the wrong instructions", here)
+            if not (isinstance(stream, Stream) and isinstance(linear, Linear)):
+                raise ContainerError("names the wrong instructions", where=here)
             _require_stream(program, stream, linear, here)
 
 

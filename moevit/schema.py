@@ -21,7 +21,7 @@ def to_json(value: Any) -> Any:
 
 def from_json(kind: type[T], value: Any, where: str) -> T:
     """Inverse of :func:`to_json` for dataclass ``kind``; ContainerError says which entry is wrong."""
-    return _read(kind, value, where)  # type: ignore[no-any-return]
+    return _read(kind, value, where)
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

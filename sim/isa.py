@@ -161,10 +161,10 @@ class IsaSimulator:
         bias, mult, shift = layout.unpack_post(self._rings["post"].take(n.tiles, bool(n.release)))
         in_bits = 8 if n.norm == NormMode.NONE else 16
         source = self._rows(n.src, n.src_stride, n.n_rows, layout.row_words(n.length, c.columns, in_bits))
-        gamma = beta = None
+        norm = None
         if n.norm != NormMode.NONE:
-            words = self._rings["norm"].take(layout.ceil_div(n.length, c.columns), bool(n.release))
-            gamma, beta = layout.unpack_norm(words, n.length)
+            norm_words = self._rings["norm"].take(layout.ceil_div(n.length, c.columns), bool(n.release))
+            norm = layout.unpack_norm(norm_words, n.length)
         key, value, end = (t * c.columns for t in (n.key_tile, n.value_tile, n.tiles))
         out_bits, _ = OUTPUT_BITS[OutputType(n.out_type)]
         words = n.key_tile * (out_bits // 8)
@@ -179,10 +179,10 @@ class IsaSimulator:
 
         def step(state: Memories, inputs: Bytes) -> None:
             rows = source(state)
-            if gamma is None:
+            if norm is None:
                 x = layout.unpack_rows(rows, n.length, c.columns, 8, signed_input)
             else:
-                x = normalise_rows(layout.unpack_rows(rows, n.length, c.columns, 16, True), n, gamma, beta)
+                x = normalise_rows(layout.unpack_rows(rows, n.length, c.columns, 16, True), n, *norm)
             mid = requantise(int_matmul(x, weight), bias, mult, shift)
             if target is not None:
                 added = None

@@ -13,6 +13,8 @@ from moevit.numerics.post import finish
 from moevit.program import DTYPES, Layer, Program, Task
 
 Tensors = dict[str, NDArray]
+Quantised = dict[str, NDArray[np.uint8]]
+Instructions = list[Instruction]
 
 
 def run_reference(program: Program, task: Task, inputs: dict[str, NDArray[np.uint8]]) -> Tensors:
@@ -24,7 +26,9 @@ def run_reference(program: Program, task: Task, inputs: dict[str, NDArray[np.uin
     return tensors
 
 
-def _patches(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
+def _patches(
+    program: Program, task: Task, layer: Layer, instructions: Instructions, inputs: Quantised, tensors: Tensors
+) -> None:
     c, h, w, ph, pw = layer.patch
     whole = inputs[layer.inputs[0]].reshape(-1, c, h, w)[:, :, : h // ph * ph, : w // pw * pw]
     image = whole.reshape(-1, c, h // ph, ph, w // pw, pw)
@@ -33,7 +37,9 @@ def _patches(program: Program, task: Task, layer: Layer, instructions, inputs, t
     tensors[layer.outputs[0]] = np.pad(rows, ((0, 0), (0, 0), (0, padding))).astype(np.int64)
 
 
-def _constant(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
+def _constant(
+    program: Program, task: Task, layer: Layer, instructions: Instructions, inputs: Quantised, tensors: Tensors
+) -> None:
     copy = instructions[layer.instructions[0]]
     assert isinstance(copy, DmaIn)
     t = task.tensor(layer.outputs[0])
@@ -49,7 +55,9 @@ def _part(program: Program, offset: int, words: int, size: int) -> NDArray[np.ui
     return layout.unstripe(data, words, size, program.config.weight_ports)
 
 
-def _linear(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
+def _linear(
+    program: Program, task: Task, layer: Layer, instructions: Instructions, inputs: Quantised, tensors: Tensors
+) -> None:
     x = tensors[layer.inputs[0]][:, layer.input_row : layer.input_row + layer.rows]
     last = layer.output_row + layer.rows
     residual = tensors[layer.inputs[1]] if len(layer.inputs) > 1 else None
@@ -57,7 +65,9 @@ def _linear(program: Program, task: Task, layer: Layer, instructions, inputs, te
     columns: list[tuple[NDArray, ...]] = []  # per instruction: its columns of each output
     for i, s in zip(layer.instructions, layer.streams, strict=True):
         done = sum(part[0].shape[-1] for part in columns)
-        columns.append(_columns(program, instructions[i], instructions[s], x, rows, done))
+        linear, stream = instructions[i], instructions[s]
+        assert isinstance(linear, Linear) and isinstance(stream, Stream)
+        columns.append(_columns(program, linear, stream, x, rows, done))
     parts = [np.concatenate(part, axis=-1) for part in zip(*columns, strict=True)]
     for name, part in zip(layer.outputs, parts, strict=False):
         t = task.tensor(name)
@@ -109,7 +119,9 @@ def attend(q: NDArray, k: NDArray, v: NDArray, attention: Attention, lanes: int)
     return saturate(requantise(int_matmul(p, v), 0, mult[..., None], shift[..., None]), 8)
 
 
-def _attention(program: Program, task: Task, layer: Layer, instructions, inputs, tensors: Tensors) -> None:
+def _attention(
+    program: Program, task: Task, layer: Layer, instructions: Instructions, inputs: Quantised, tensors: Tensors
+) -> None:
     attention = instructions[layer.instructions[0]]
     assert isinstance(attention, Attention)
     lanes = program.config.columns

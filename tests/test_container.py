@@ -1,5 +1,6 @@
 """The container: round trip, determinism, and what a damaged or hostile file meets."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,7 +12,7 @@ import pytest
 from compile_helpers import SMALL, compiled
 
 from moevit import container
-from moevit.errors import ContainerError, MoevitError
+from moevit.errors import ContainerError
 from moevit.program import Program
 
 
@@ -49,7 +50,7 @@ def test_same_program_same_bytes(program: Program, data: bytes) -> None:
 
 
 def test_every_truncation_is_refused(data: bytes) -> None:
-    for n in [*range(0, 80), len(data) // 2, len(data) - 1]:
+    for n in [*range(80), len(data) // 2, len(data) - 1]:
         with pytest.raises(ContainerError):
             container.loads(data[:n])
 
@@ -131,10 +132,8 @@ def test_random_header_changes_raise_no_other_error(data: bytes) -> None:
                 header = header[key]
             header[path[-1]] = value
 
-        try:
+        with contextlib.suppress(ContainerError):
             container.loads(rebuilt(data, change))
-        except MoevitError as error:
-            assert isinstance(error, ContainerError), path
 
 
 def test_deeply_nested_header_is_refused(data: bytes) -> None:

@@ -150,6 +150,7 @@ class DotProduct(wiring.Component):
 
     def _sum(self, m: Module, cascades: list, name: str) -> list:
         """The sums of one multiplier column, per output, as (sum, borrow) or (sum,) to be added."""
+        terms: list
         if self._config.packed_macs:
             terms = [[(c[:SUM_WIDTH].as_signed(),) for c in cascades],
                      [(c[SUM_WIDTH:].as_signed(), c[SUM_WIDTH - 1]) for c in cascades]]

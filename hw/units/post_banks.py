@@ -132,8 +132,8 @@ class PostBanks(wiring.Component):
                 out.zero_point.eq(Mux(plain, 0, linear.zero_point)),
             ]
         with m.Else():
-            same = ("dst", "dst_stride", "n_keys", "score_mult", "score_shift")
-            m.d.comb += [getattr(out, name).eq(getattr(attention, name)) for name in same]
+            kept = ("dst", "dst_stride", "n_keys", "score_mult", "score_shift")
+            m.d.comb += [getattr(out, name).eq(getattr(attention, name)) for name in kept]
             m.d.comb += [
                 out.activation.eq(Activation.NONE),
                 out.out_type.eq(OutputType.INT8),

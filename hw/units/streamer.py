@@ -1,5 +1,7 @@
 """The weight streamer: STREAM instructions become read requests, and what comes back becomes ring words."""
 
+from typing import Any
+
 from amaranth import *
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
@@ -38,7 +40,7 @@ class Part(enum.Enum, shape=2):
 PART_LAYOUT = data.StructLayout({"kind": Part, "words": WORDS_WIDTH})
 
 
-def word_beats(config: AcceleratorConfig) -> dict[Part, int]:
+def word_beats(config: AcceleratorConfig) -> dict[Any, int]:
     """Bus words that each port brings for one ring word. Raises ConfigError when that is no whole number."""
     lot = config.weight_ports * config.axi_bytes
     words = {

@@ -6,6 +6,7 @@ from the erf form by less than 5e-4, below one step of every 8-bit output scale 
 
 import enum
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,7 @@ def _delta_silu(x: float) -> float:
     return x / (1 + math.exp(x))
 
 
-def _make(delta, step_log2: int) -> DeltaTable:
+def _make(delta: Callable[[float], float], step_log2: int) -> DeltaTable:
     n = 1 << TABLE_INDEX_WIDTH
     nodes = [round(delta(i * 2.0 ** (step_log2 - FRACTION)) * (1 << DELTA_FRACTION)) for i in range(n + 1)]
     nodes[n] = 0  # continuous at the end of the table

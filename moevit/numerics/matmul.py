@@ -17,5 +17,7 @@ def int_matmul(a: NDArray, b: NDArray, a_max: int = 255, b_max: int = 128) -> ND
     k = a.shape[-1]
     if k <= block:
         return (a32 @ b32).astype(np.int64)
-    parts = (a32[..., i : i + block] @ b32[..., i : i + block, :] for i in range(0, k, block))
-    return sum((p.astype(np.int64) for p in parts), start=np.int64(0))  # type: ignore[return-value]
+    total = np.zeros((), np.int64)
+    for i in range(0, k, block):
+        total = total + (a32[..., i : i + block] @ b32[..., i : i + block, :]).astype(np.int64)
+    return total

@@ -91,7 +91,7 @@ def test_dma_over_a_live_tensor_is_found() -> None:
     program, task, instructions = parts()
     copy = next(i for i in instructions if isinstance(i, DmaIn))
     instructions.insert(-1, copy)
-    with pytest.raises(HazardError, match="overwrites|written by the other"):
+    with pytest.raises(HazardError, match=r"overwrites|written by the other"):
         check(program, task, instructions)
     retired = sum(i.retires for i in instructions) - 1
     instructions[-2] = dataclasses.replace(copy, wait=retired)

@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from hw.bench import run
 
+from hw.bench import run
 from moevit.config import CONFIGS
 from moevit.hw.units.retirement import ORDER_DEPTH, Retirement, Unit
 
