@@ -49,26 +49,18 @@ class Job:
         return replace(self, **changes)
 
 
-def job(
-    image: bytes, entry: int, instructions: list[Instruction], inputs: np.ndarray, output_bytes: int
-) -> Job:
+def job(image: bytes, entry: int, instructions: list[Instruction], inputs: np.ndarray, output_bytes: int) -> Job:
     """The job of a program and one input [input bytes], with the isa simulator's answer."""
     simulator = IsaSimulator(CONFIG, image, instructions, output_bytes)
     memories = simulator.memories(1)
     memories.output[:] = GUARD  # what nobody writes
     simulator.run(inputs[None], memories=memories)
-    return Job(
-        image, entry, inputs.tobytes(), output_bytes, memories.output[0].tobytes(), tuple(instructions)
-    )
+    return Job(image, entry, inputs.tobytes(), output_bytes, memories.output[0].tobytes(), tuple(instructions))
 
 
 @functools.cache
 def random_job(seed: int, length: int = 10) -> Job:
-    """The random program of a seed, or of the next in its sequence that KvWriter's throughput allows."""
     p: RandomProgram = random_program(CONFIG, seed, length)
-    while any(_is_too_short(i) for i in p.instructions):
-        seed += 1000
-        p = random_program(CONFIG, seed, length)
     return job(p.image, p.entry, p.instructions, p.inputs[0], p.output_bytes)
 
 
@@ -82,13 +74,6 @@ def full_job() -> Job:
         if kinds == set(FORMATS) and sources == set(DmaSource):
             return found
     raise AssertionError("no such program")
-
-
-def _is_too_short(instruction: Instruction) -> bool:
-    """Whether K/V tiles follow each other faster than their words can be written."""
-    if not isinstance(instruction, Linear) or instruction.key_tile == instruction.tiles:
-        return False
-    return instruction.length <= CONFIG.columns - CONFIG.depth
 
 
 @functools.cache
@@ -253,9 +238,7 @@ class TB:
         names = ("STATUS", "ERROR", "ERROR_INSTRUCTION", "RETIRED", "CYCLES")
         state = {name: await self.read(name) for name in names}
         ports = {p.name: (p.outstanding_reads, p.outstanding_writes) for p in self.monitor.ports.values()}
-        return (
-            f"{state}, outstanding {ports}, {await self.counters()}, violations {self.monitor.violations[:5]}"
-        )
+        return f"{state}, outstanding {ports}, {await self.counters()}, violations {self.monitor.violations[:5]}"
 
     async def run(self, job: Job | None = None) -> None:
         """Run a job (the loaded one if None) to its end, by interrupt, and check everything about it."""
@@ -316,9 +299,7 @@ class TB:
         assert await self.read("INTERRUPT_STATUS") == 0
         assert not self.dut.irq.value
 
-    async def run_to_error(
-        self, code: ErrorCode, fault: Fault | None = None, cycles: int = RUN_CYCLES
-    ) -> int:
+    async def run_to_error(self, code: ErrorCode, fault: Fault | None = None, cycles: int = RUN_CYCLES) -> int:
         """Run the loaded job until it stops with this error; the answer is the number of its instruction."""
         self.monitor.error_cycle = None
         await self.start()

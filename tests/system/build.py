@@ -19,10 +19,7 @@ FOLDER = Path(__file__).parents[2] / "build" / "system"
 # The runner makes every signal of the design public, which costs most of the optimisation; ports are enough.
 CONTROL = "\n".join(
     ["`verilator_config"]
-    + [
-        f'public_flat_rw -module "{TOP}" -var "{name}"'
-        for name in ("clk", "rst", "irq", "s_axil_*", "m_axi_*")
-    ]
+    + [f'public_flat_rw -module "{TOP}" -var "{name}"' for name in ("clk", "rst", "irq", "s_axil_*", "m_axi_*")]
 )
 OPTIONS = [
     "--no-public-flat-rw", "--assert", "-O3", "--output-split", "20000", "-Wno-fatal", "-Wno-lint",

@@ -78,11 +78,7 @@ async def dma_read(dut, resp, stalls):
         for number in {copies[0], copies[-1]}:
             copy = job.instructions[number]
             await tb.load(job)
-            first = (
-                tb.memory.buffers[name].base
-                + copy.offset
-                + tb.rng.randrange(copy.segments * copy.segment_bytes)
-            )
+            first = tb.memory.buffers[name].base + copy.offset + tb.rng.randrange(copy.segments * copy.segment_bytes)
             fault = Fault("dma", False, first, first + 1, resp)
             assert await check(tb, fault, ErrorCode.BUS_DMA_READ) == number
 

@@ -63,9 +63,7 @@ class Monitor:
         self.error_cycle: int | None = None  #: in which the first SLVERR or DECERR was transferred
         self.ports: dict[str, Port] = {}
         self.channels = self._lite_channels()
-        dma = Port(
-            "dma", read_limit=ReadMux(config, 2).outstanding, write_limit=AxiWritePort(config).outstanding
-        )
+        dma = Port("dma", read_limit=ReadMux(config, 2).outstanding, write_limit=AxiWritePort(config).outstanding)
         self._add_read(dma)
         self._add_write(dma)
         for index in range(config.weight_ports):
@@ -81,11 +79,7 @@ class Monitor:
 
     def waiting(self) -> list[str]:
         """Address channels that are valid and not accepted."""
-        return [
-            c.name
-            for c in self.channels
-            if c.name.endswith((".ar", ".aw")) and c.held is not None and c.stable
-        ]
+        return [c.name for c in self.channels if c.name.endswith((".ar", ".aw")) and c.held is not None and c.stable]
 
     async def run(self) -> None:
         edge = RisingEdge(self.dut.clk)
@@ -117,9 +111,7 @@ class Monitor:
         if channel.accept is not None:
             channel.accept(payload)
 
-    def _signals(
-        self, prefix: str, channel: str, names: tuple[str, ...]
-    ) -> tuple[object, object, dict[str, object]]:
+    def _signals(self, prefix: str, channel: str, names: tuple[str, ...]) -> tuple[object, object, dict[str, object]]:
         def get(name: str):
             return getattr(self.dut, f"{prefix}_{channel}{name}")
 
@@ -148,9 +140,7 @@ class Monitor:
             self._response(payload)
 
         channel = Channel(f"{port.name}.ar", *self._signals(prefix, "ar", names), accept=address)
-        beats = Channel(
-            f"{port.name}.r", *self._signals(prefix, "r", ("last", "resp")), accept=data, stable=False
-        )
+        beats = Channel(f"{port.name}.r", *self._signals(prefix, "r", ("last", "resp")), accept=data, stable=False)
         self.channels += [channel, beats]
 
     def _add_write(self, port: Port) -> None:
@@ -180,9 +170,7 @@ class Monitor:
 
         channel = Channel(f"{port.name}.aw", *self._signals(prefix, "aw", names), accept=address)
         beats = Channel(f"{port.name}.w", *self._signals(prefix, "w", ("data", "strb", "last")), accept=data)
-        answers = Channel(
-            f"{port.name}.b", *self._signals(prefix, "b", ("resp",)), accept=answer, stable=False
-        )
+        answers = Channel(f"{port.name}.b", *self._signals(prefix, "b", ("resp",)), accept=answer, stable=False)
         self.channels += [channel, beats, answers]
 
     def _response(self, payload: dict[str, int]) -> None:

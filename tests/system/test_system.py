@@ -33,14 +33,11 @@ def run(config: str, module: str, folder: Path, seeds: int) -> None:
         if not results.is_file():
             pytest.fail(f"{error}\n{_tail(log)}", pytrace=False)
     cases = list(ElementTree.parse(results).iter("testcase"))
-    failed = [
-        (case, failure) for case in cases for kind in ("failure", "error") for failure in case.findall(kind)
-    ]
+    failed = [(case, failure) for case in cases for kind in ("failure", "error") for failure in case.findall(kind)]
     assert cases
     if failed:
         lines = [
-            f"{case.get('name')}: {failure.get('error_msg') or failure.get('message')}"
-            for case, failure in failed
+            f"{case.get('name')}: {failure.get('error_msg') or failure.get('message')}" for case, failure in failed
         ]
         pytest.fail("\n".join([*lines, f"the whole log: {log}"]), pytrace=False)
 
