@@ -64,8 +64,7 @@ class AcceleratorConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is int and (type(value) is not int or value <= 0):
-                what = f"{field.name} must be a positive integer, not {value!r}"
-                raise ConfigError(f"configuration {self.name!r}: {what}")
+                self._fail(field.name, "must be a positive integer")
         for name in ("rows", "columns", "depth", "weight_ports", "axi_data_width"):
             if not _is_power_of_two(getattr(self, name)):
                 self._fail(name, "must be a power of two")
