@@ -31,7 +31,7 @@ START, SOFT_RESET = 1, 2
 IRQ_DONE, IRQ_ERROR = 1, 2
 RUN_CYCLES = 60_000  #: within which any program of these tests ends, stalls included
 DRAIN_CYCLES = 4_000  #: within which outstanding transfers do
-STOP_CYCLES = 12  #: from an error response at the pins until no new burst is raised
+STOP_CYCLES = 12  #: from an error response, or a soft reset, until no new burst is raised
 
 
 @dataclass(frozen=True)

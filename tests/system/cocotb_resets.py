@@ -4,7 +4,7 @@ import cocotb
 from cocotb.triggers import ClockCycles
 
 from moevit.registers import ErrorCode, Status
-from system.bench import SOFT_RESET, TB, copy_job, random_job
+from system.bench import SOFT_RESET, STOP_CYCLES, TB, copy_job, random_job
 
 
 @cocotb.test()
@@ -42,7 +42,7 @@ async def with_transfers_outstanding(dut):
         tb.resume()
         assert await tb.wait_not_busy() == Status(0)
         assert tb.monitor.outstanding() == 0
-        assert not tb.monitor.requests_since(begun)
+        assert not tb.monitor.requests_since(begun + STOP_CYCLES)
         tb.check_violations()
         await tb.run(random_job(seed, 3))
     assert {"dma", "w0"} <= held
@@ -69,7 +69,7 @@ async def during_writes(dut):
         tb.resume()
         assert await tb.wait_not_busy() == Status(0)
         assert tb.monitor.outstanding() == 0
-        assert not tb.monitor.requests_since(begun)
+        assert not tb.monitor.requests_since(begun + STOP_CYCLES)
         tb.check_violations()
         await tb.run(random_job(seed, 3))
     assert seen > 1
