@@ -132,12 +132,8 @@ class Core(wiring.Component):
         m.submodules.post = self.post = Post(config)
         m.submodules.activation_memory = self.activation_memory = ActivationMemory(config)
         m.submodules.operand_memory = self.operand_memory = OperandMemory(config)
-        m.submodules.post_memory = self.post_memory = ParameterMemory(
-            config.post_words, 8 * config.post_word_bytes
-        )
-        m.submodules.norm_memory = self.norm_memory = ParameterMemory(
-            config.norm_words, 8 * config.norm_word_bytes
-        )
+        m.submodules.post_memory = self.post_memory = ParameterMemory(config.post_words, 8 * config.post_word_bytes)
+        m.submodules.norm_memory = self.norm_memory = ParameterMemory(config.norm_words, 8 * config.norm_word_bytes)
         self._program(m)
         self._copies(m)
         self._compute(m)

@@ -21,9 +21,7 @@ def _port_name(path: tuple[str | int, ...]) -> str:
 
 def _ports(accelerator: Accelerator) -> list[tuple[str, Signal, None]]:
     """Names and signals of all ports but ``clk`` and ``rst``; what drives a port decides its direction."""
-    return [
-        (_port_name(path), signal, None) for path, _, signal in accelerator.signature.flatten(accelerator)
-    ]
+    return [(_port_name(path), signal, None) for path, _, signal in accelerator.signature.flatten(accelerator)]
 
 
 def generate(config: AcceleratorConfig, trace: bool = False) -> str:

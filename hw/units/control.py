@@ -379,9 +379,7 @@ class Control(wiring.Component):
     def _count(self, m, values, starting, running, busy):
         events = Signal(all_events_layout())
         m.d.sync += events.eq(self.events)
-        counting = [
-            (f"COUNT_{stage}_{cause}".upper(), events[stage][cause] & running) for stage, cause, _ in COUNTERS
-        ]
+        counting = [(f"COUNT_{stage}_{cause}".upper(), events[stage][cause] & running) for stage, cause, _ in COUNTERS]
         for name, counts in (*counting, ("CYCLES", busy)):
             value = values[name]
             with m.If(starting):

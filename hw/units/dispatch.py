@@ -146,8 +146,7 @@ class InstructionCheck(wiring.Component):
             "post_ring": linear.tiles > config.post_words,
             "even_in": wide_in & (linear.src[0] | linear.src_stride[0]),
             "even_residual": linear.residual & linear.res[0],
-            "even_out": wide_out & linear.dst_stride[0]
-            | (linear.out_type == OutputType.INT16) & linear.dst[0],
+            "even_out": wide_out & linear.dst_stride[0] | (linear.out_type == OutputType.INT16) & linear.dst[0],
             "tiles": (linear.key_tile > linear.value_tile) | (linear.value_tile > linear.tiles),
             "key_row": linear.key_row[: exact_log2(config.rows)].any(),
         }
@@ -255,9 +254,7 @@ class Dispatch(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.check = check = InstructionCheck(self.config)
-        m.submodules.queue = queue = SyncFIFO(
-            width=INSTRUCTION_WIDTH + NUMBER_WIDTH, depth=COMPUTE_QUEUE_DEPTH
-        )
+        m.submodules.queue = queue = SyncFIFO(width=INSTRUCTION_WIDTH + NUMBER_WIDTH, depth=COMPUTE_QUEUE_DEPTH)
         word, last = Signal(INSTRUCTION_WIDTH), Signal()
         opcode = word[:OPCODE_WIDTH]
         is_end = Signal()

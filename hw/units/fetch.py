@@ -112,9 +112,7 @@ class Fetch(wiring.Component):
         m.d.sync += [
             program_end.eq(self.program + (Mux(is_begin, 1, count) << BYTE_BITS)),
             outside.eq(
-                (program_end > self.image_bytes)
-                | self.program[:BYTE_BITS].any()
-                | self.image_base[:BYTE_BITS].any()
+                (program_end > self.image_bytes) | self.program[:BYTE_BITS].any() | self.image_base[:BYTE_BITS].any()
             ),
         ]
         begin = instruction_layout(Begin)(word)

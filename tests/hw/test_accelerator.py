@@ -128,9 +128,7 @@ def test_a_linear_layer():
         got = np.frombuffer(machine.output, np.int8)[: rows * outputs].reshape(rows, outputs)
         np.testing.assert_array_equal(got, wanted)
         assert len(np.unique(wanted)) > 20
-        assert await master.value("COUNT_MAC_BUSY") == -(-rows // CONFIG.rows) * tiles * (
-            length // CONFIG.depth
-        )
+        assert await master.value("COUNT_MAC_BUSY") == -(-rows // CONFIG.rows) * tiles * (length // CONFIG.depth)
         assert await master.value("COUNT_POST_BUSY") == rows * tiles
 
     machine.run(test)

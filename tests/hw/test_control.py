@@ -50,9 +50,7 @@ def test_strobes():
         await master.write("IMAGE_BYTES", 0x11223344)
         await master.write("IMAGE_BYTES", 0xAABBCCDD, strobe=0b0101)
         assert await master.value("IMAGE_BYTES") == 0x11BB33DD
-        assert (
-            await master.write("IMAGE_LO", 0xFF3F, strobe=0b0010) == OKAY
-        )  # the misaligned byte is not meant
+        assert await master.write("IMAGE_LO", 0xFF3F, strobe=0b0010) == OKAY  # the misaligned byte is not meant
         assert await master.value("IMAGE_LO") == 0xFF00
         await master.write("CONTROL", START, strobe=0b1110)
         assert await master.value("STATUS") == 0
@@ -236,10 +234,7 @@ def test_soft_reset(when):
         assert await master.write("CONTROL", SOFT_RESET) == OKAY
         if when in ("running", "draining"):
             await ctx.tick().repeat(20)
-            assert (
-                await master.value("STATUS") & (Status.BUSY | Status.DRAINING)
-                == Status.BUSY | Status.DRAINING
-            )
+            assert await master.value("STATUS") & (Status.BUSY | Status.DRAINING) == Status.BUSY | Status.DRAINING
             assert ctx.get(dut.halt)
             assert not log["clear"]
         ctx.set(dut.done, 0)

@@ -15,9 +15,7 @@ from moevit.registers import ErrorCode
 
 RING = 1000
 
-LINEAR = Linear(
-    n_rows=9, src=2, src_stride=16, length=64, tiles=8, dst=100, dst_stride=8, key_tile=8, value_tile=8
-)
+LINEAR = Linear(n_rows=9, src=2, src_stride=16, length=64, tiles=8, dst=100, dst_stride=8, key_tile=8, value_tile=8)
 ATTENTION = Attention(
     n_rows=9, src=0, src_stride=8, n_keys=17, heads=3, head_dim=12, key_base=RING, key_stride=12,
     value_base=1200, value_stride=5, score_mult=1, score_shift=2,
@@ -144,9 +142,7 @@ def test_routes_in_order(source, sink):
     taken = []  # not empty once END has been taken
     kinds = {"stream": Stream, "dma": (DmaIn, DmaOut), "compute": (Linear, Attention)}
     order = [
-        (Unit.DMA if isinstance(i, DmaIn | DmaOut) else Unit.COMPUTE, n)
-        for n, i in enumerate(program, 1)
-        if i.retires
+        (Unit.DMA if isinstance(i, DmaIn | DmaOut) else Unit.COMPUTE, n) for n, i in enumerate(program, 1) if i.retires
     ]
 
     def receiver(name, kind):

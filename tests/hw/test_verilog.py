@@ -82,9 +82,7 @@ def test_register_header(tmp_path):
     text = verilog.register_header()
     header = tmp_path / "registers.h"
     header.write_text(text)
-    subprocess.run(
-        [tools.require_cxx(), "-fsyntax-only", "-Wall", "-Werror", "-x", "c++", header], check=True
-    )
+    subprocess.run([tools.require_cxx(), "-fsyntax-only", "-Wall", "-Werror", "-x", "c++", header], check=True)
     found = dict(re.findall(r"^#define (MOEVIT_\w+)\s+(\w+)", text, re.M))
     for register in registers.REGISTERS:
         assert int(found[f"MOEVIT_{register.name}"], 16) == register.offset
