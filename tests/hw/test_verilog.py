@@ -12,10 +12,11 @@ from moevit.hw import verilog
 
 #: Verilator's warnings about Yosys' way of writing, none of which is about what the text means: operands of
 #: unequal widths are extended as Verilog says, cases are preceded by defaults, ports of a signature that one
-#: side needs stay on the other, and sizes that fit exactly make comparisons constant.
+#: side needs stay on the other, sizes that fit exactly make comparisons constant, and a signal of no bits (which row of
+#: one, say) is declared as a wire that nothing uses.
 WAIVED = (
     "WIDTHEXPAND", "WIDTHTRUNC", "CASEINCOMPLETE", "UNUSEDSIGNAL", "PROCASSINIT", "DECLFILENAME", "CMPCONST",
-    "UNSIGNED",
+    "UNSIGNED", "ASCRANGE",
 )  # fmt: skip
 
 
