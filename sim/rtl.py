@@ -129,7 +129,7 @@ def run_raw(
     program = executable or verilate.build(config, trace_waves=trace is not None)
     # The harness copies in the order of retirement; equal retirements keep their order.
     order = sorted(range(len(watches)), key=lambda i: watches[i].retired)
-    lines = {
+    lines: dict[str, object] = {
         "entry": entry, "instructions": instructions, "input_bytes": inputs.shape[1], "output_bytes": output_bytes,
         "output_fill": output_fill, "soft_reset": int(soft_reset), "watchdog": watchdog_cycles,
         "bytes_per_cycle": dram.bytes_per_cycle, "latency": dram.latency_cycles,
@@ -138,7 +138,7 @@ def run_raw(
     if max_cycles is not None:
         lines["max_cycles"] = max_cycles
     if trace is not None:
-        lines["trace"] = trace.absolute()  # type: ignore[assignment]
+        lines["trace"] = trace.absolute()
     text = "".join(f"{key} {value}\n" for key, value in lines.items())
     for i in order:
         w = watches[i]

@@ -9,7 +9,7 @@ from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from moevit.errors import InputError, MismatchError
 from moevit.program import Program, Task

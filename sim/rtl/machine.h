@@ -94,6 +94,8 @@ public:
         if (!job.trace.empty()) {
             context.traceEverOn(true);
             top.trace(&fst, 99);
+            fst.set_time_unit("1ns");  // of which a cycle takes ten
+            fst.set_time_resolution("1ns");
             fst.open(job.trace.c_str());
         }
 #endif

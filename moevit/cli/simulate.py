@@ -1,0 +1,157 @@
+"""`moevit simulate`: run a container on one of the simulators."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moevit.cli.output import Output, json_command
+from moevit.errors import InputError
+
+if TYPE_CHECKING:
+    from moevit.sim.result import Result
+
+SHOWN_IMAGES = 20  #: of which the command prints the outputs
+
+EXAMPLES = """
+\b
+Examples:
+  moevit simulate vit.moevit --inputs images.npz
+  moevit simulate vit.moevit --inputs images.npz --backend rtl --check --limit 8
+  moevit simulate vit.moevit --inputs cat.png dog.png --outputs logits.npz
+  moevit simulate vit.moevit --inputs cat.png --backend rtl --trace wave.fst
+"""
+
+
+@json_command(name="simulate", epilog=EXAMPLES)
+@click.argument("container", type=click.Path(path_type=Path), metavar="FILE.moevit")
+@click.argument("more_inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT...]")
+@click.option(
+    "--inputs", multiple=True, required=True, type=click.Path(path_type=Path), metavar="FILE.npz|IMAGE|DIR",
+    help="Arrays [N, ...] by input name, float, or uint8 for pixels; or pictures. More may follow.",
+)
+@click.option("--task", metavar="NAME", help="The task to run; the first without it.")
+@click.option(
+    "--backend", type=click.Choice(["isa", "rtl"]), default="isa", show_default=True,
+    help="isa: instructions in NumPy, untimed; rtl: the Verilog, cycle by cycle.",
+)
+@click.option(
+    "--check", is_flag=True,
+    help="Compare every output and every intermediate tensor with the NumPy reference; the exit status is 1 "
+    "if one differs.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N inputs.")
+@click.option("--outputs", type=click.Path(path_type=Path), metavar="OUT.npz", help="Write the outputs, float32.")
+@click.option(
+    "--trace", type=click.Path(path_type=Path), metavar="FILE.fst", help="Write the rtl back-end's waveform."
+)
+@click.option("--dram-bytes-per-cycle", type=float, metavar="X", help="DRAM bandwidth of the rtl back-end.")
+@click.option("--dram-latency", type=int, metavar="CYCLES", help="DRAM latency of the rtl back-end.")
+@click.option(
+    "--seed", type=int, metavar="N", help="Stall every bus channel of the rtl back-end at random, from this seed."
+)
+def command(
+    output: Output,
+    container: Path,
+    more_inputs: tuple[Path, ...],
+    inputs: tuple[Path, ...],
+    task: str | None,
+    backend: str,
+    check: bool,
+    limit: int | None,
+    outputs: Path | None,
+    trace: Path | None,
+    dram_bytes_per_cycle: float | None,
+    dram_latency: int | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Run a container on one of the simulators.
+
+    Prints what came out, and on the rtl back-end how many cycles each layer added and what each stage of the
+    pipeline waited for. The Verilog is built once per configuration, which takes a minute or two.
+    """
+    import dataclasses
+
+    from moevit.container import load
+    from moevit.sim import verilate
+    from moevit.sim.dram import DramModel
+    from moevit.sim.inputs import read_inputs
+    from moevit.sim.simulate import simulate
+
+    program = load(container)
+    chosen = program.task(task)
+    values = read_inputs({x.name: x.shape for x in chosen.inputs}, [*inputs, *more_inputs]).limited(limit)
+    for path, option in ((outputs, "--outputs"), (trace, "--trace")):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError("its folder does not exist", where=f"{option} {path}")
+    changes: dict[str, Any] = {"bytes_per_cycle": dram_bytes_per_cycle, "latency_cycles": dram_latency, "seed": seed}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if given and backend != "rtl":
+        raise InputError(f"only the rtl back-end has a DRAM: {', '.join(given)}", mend="add --backend rtl")
+    dram = dataclasses.replace(DramModel.default(program.config), **given) if backend == "rtl" else None
+    if backend == "rtl":
+        verilate.build(program.config, trace_waves=trace is not None, announce=output.note)
+    with output.progress(f"simulating ({backend})", len(values)) as advance:
+        result = simulate(
+            program, values, chosen.name, backend=backend, check=check, dram=dram, trace=trace, progress=advance,
+            raise_mismatch=False,
+        )  # fmt: skip
+    if outputs is not None:
+        write_npz(outputs, result.outputs)
+    _say(output, result)
+    if result.mismatch is not None:
+        output.fail(str(result.mismatch))
+    return result.as_dict() | {"outputs": outputs, "trace": trace}
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays by name into a .npz file, atomically."""
+    import numpy as np
+
+    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _say(output: Output, result: "Result") -> None:
+    """The report for a person."""
+    images = "1 image" if result.images == 1 else f"{result.images} images"
+    output.say(f"Task {result.task} on {result.config}, {result.backend}: {images} in {result.wall_s:.1f} s")
+    for name, values in result.outputs.items():
+        flat = values.reshape(len(values), -1)
+        for i, row in enumerate(flat[:SHOWN_IMAGES]):
+            text = f"largest at {row.argmax()}: {row.max():.4g}" if row.size > 1 else f"{row[0]:.6g}"
+            output.say(f"  {name}, image {i}: {text}")
+        if len(flat) > SHOWN_IMAGES:
+            output.say(f"  … and {len(flat) - SHOWN_IMAGES} more")
+    if result.cycles is not None:
+        _say_cycles(output, result)
+    moved = ", ".join(f"{n:,} of {what}" for what, n in result.dram_bytes.items())
+    output.say(f"DRAM bytes per image: {moved}")
+    if result.bit_exact:
+        output.say(f"Bit-exact: {result.checked_values:,} values of outputs and intermediate tensors compared.")
+
+
+def _say_cycles(output: Output, result: "Result") -> None:
+    assert result.cycles is not None and result.layers is not None and result.stages is not None
+    low, high = min(result.cycles), max(result.cycles)
+    spread = f"{low:,}" if low == high else f"{low:,} … {high:,}"
+    output.say(
+        f"Cycles: {spread}; {result.latency_ms:.3f} ms at {result.clock_mhz:g} MHz; "
+        f"MAC utilisation {100 * (result.mac_utilisation or 0):.1f} %; DRAM: {result.dram}"
+    )
+    output.say("Cycles that each layer adds:")
+    for layer in result.layers:
+        output.say(f"  {layer.name:40} {layer.kind:10} {layer.cycles:10,.0f}")
+    output.say("Cycles of each stage by cause:")
+    for stage, causes in result.stages.items():
+        output.say(f"  {stage:8}" + ", ".join(f"{cause} {n:,.0f}" for cause, n in causes.items()))
