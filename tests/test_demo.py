@@ -52,7 +52,7 @@ def simulators(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return state["rtl"](state["isa"], program, program.task(task), limit)
 
     monkeypatch.setattr(simulate, "simulate", fake)
-    monkeypatch.setattr(verilate, "build", lambda config: Path("nowhere"))
+    monkeypatch.setattr(verilate, "build", lambda config, **options: Path("nowhere"))
     return state
 
 
@@ -133,7 +133,7 @@ def test_accuracy_that_is_lost_is_status_1(
 def test_without_a_compiler_it_says_what_to_install(
     simulators: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(config: Any) -> None:
+    def missing(config: Any, **options: Any) -> None:
         raise ToolError("no C++ compiler found", mend="install g++")
 
     monkeypatch.setattr(verilate, "build", missing)

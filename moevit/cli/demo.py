@@ -96,8 +96,7 @@ def command(
     if accuracy["top1_int8"] < accuracy["top1_float"] - MAX_LOSS:
         output.fail(f"integer arithmetic loses more than {100 * MAX_LOSS:.0f} points of accuracy")
 
-    output.note(f"Building the simulation of {config.name}'s Verilog; a minute or so, the first time ...")
-    verilate.build(config)
+    verilate.build(config, announce=output.note)
     images = min(images, len(inputs))
     with output.progress("rtl", images) as advance:
         rtl = simulate(program, inputs, backend="rtl", check=True, limit=images, progress=advance)
