@@ -32,7 +32,7 @@ def leading_one(x: ArrayLike) -> NDArray[np.int64]:
 def reciprocal(x: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """``(mantissa, shift)`` with ``1/x ~= mantissa * 2**-shift`` and mantissa in [2**15, 2**16).
 
-    ``x`` is unsigned, ``INPUT_WIDTH`` bits; 0 is treated as 1. Relative error below 2**-11.
+    ``x`` is unsigned, ``INPUT_WIDTH`` bits; 0 is treated as 1. Relative error below 2**-13.
     """
     v = np.maximum(np.asarray(x, dtype=np.int64), 1)
     position = leading_one(v)

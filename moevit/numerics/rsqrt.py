@@ -24,7 +24,7 @@ TABLE = _table()  #: 96 seeds of 1/sqrt(m) for m in [1, 4)
 def rsqrt(x: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """``(mantissa, shift)`` with ``1/sqrt(x) ~= mantissa * 2**-shift``, mantissa in [2**15, 2**16).
 
-    ``x`` is unsigned, ``INPUT_WIDTH`` bits; 0 is treated as 1. Relative error below 2**-12.
+    ``x`` is unsigned, ``INPUT_WIDTH`` bits; 0 is treated as 1. Relative error below 2**-13.
     """
     v = np.maximum(np.asarray(x, dtype=np.int64), 1)
     half = leading_one(v) >> 1  # x = m * 4**half with m in [1, 4)
