@@ -76,7 +76,9 @@ def simulate(
     started = time.monotonic()
     checker = _Checker(program, chosen, raise_mismatch) if check else None
     run = _Isa(program, chosen, checker) if backend == "isa" else _Rtl(program, chosen, checker, dram, trace)
-    buffers = run.run(inputs, progress or (lambda n: None))
+    # One thread per batch: BLAS's own would wait for each other in every small product.
+    with threadpool_limits(1, user_api="blas"):
+        buffers = run.run(inputs, progress or (lambda n: None))
     outputs = {
         y.name: decode_output(chosen, y.name, output_values(chosen, y, buffers, program.config))
         for y in chosen.outputs
@@ -153,8 +155,7 @@ class _Isa:
             progress(end - first)
             return buffers
 
-        # One thread per batch: BLAS's own would wait for each other in every small product.
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             return np.concatenate(list(pool.map(batch, range(0, len(inputs), ISA_BATCH))))
 
     def batch(self, quantised: Quantised, first: int) -> Bytes:
