@@ -41,19 +41,13 @@ PART_LAYOUT = data.StructLayout({"kind": Part, "words": WORDS_WIDTH})
 
 
 def word_beats(config: AcceleratorConfig) -> dict[Any, int]:
-    """Bus words that each port brings for one ring word. Raises ConfigError when that is no whole number."""
+    """Bus words that each port brings for one ring word. Raises ConfigError when a request could not count them."""
     lot = config.weight_ports * config.axi_bytes
     words = {
         Part.NORM: config.norm_word_bytes,
         Part.POST: config.post_word_bytes,
         Part.WEIGHTS: config.operand_word_bytes,
     }
-    for part, size in words.items():
-        if size % lot:
-            raise ConfigError(
-                f"configuration {config.name!r}: a {part.name.lower()} word of {size} bytes is no multiple "
-                f"of weight_ports ({config.weight_ports}) bus words of {config.axi_bytes} bytes"
-            )
     beats = {part: size // lot for part, size in words.items()}
     if max(beats.values()) << WORDS_WIDTH > 1 << REQUEST_BEATS_WIDTH:
         raise ConfigError(

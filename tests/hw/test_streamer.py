@@ -284,9 +284,6 @@ def test_queue_depth():
 
 
 def test_bad_configuration():
-    config = dataclasses.replace(CONFIGS["tiny"], depth=2, weight_ports=2)
-    with pytest.raises(ConfigError, match="weights word of 16 bytes"):
-        Streamer(config)
     config = dataclasses.replace(CONFIGS["zcu104"], columns=512, depth=32, axi_data_width=32, weight_ports=1)
     with pytest.raises(ConfigError, match="axi_data_width"):
         Streamer(config)
