@@ -84,6 +84,7 @@ def test_frozen():
         ({"axi_data_width": 16}, "axi_data_width = 16 must be 32 … 512"),
         ({"axi_data_width": 1024}, "axi_data_width = 1024 must be 32 … 512"),
         ({"weight_ports": 4}, "weight_ports = 4 4 . columns bytes must be a multiple"),
+        ({"depth": 2, "weight_ports": 2}, "weight_ports = 2 columns . depth bytes must be a multiple"),
         ({"activation_words": 11}, "activation_words = 11 must be even"),
         ({"operand_words": 65537}, "operand_words = 65537 must be at most 65536"),
         ({"activation_words": 262146}, "activation_words = 262146 must be at most 262144"),
