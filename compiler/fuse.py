@@ -165,20 +165,17 @@ class _Fuser:
         return out
 
     def _fused_qkv(self, attention: ir.Attention) -> None:
-        linears = [self.graph.producer(t) for t in attention.inputs]
-        assert all(isinstance(p, ir.Linear) for p in linears)
-        x, row, rows, norm, passed = self._origin(linears[0].x)  # type: ignore[union-attr]
+        linears = [p for t in attention.inputs if isinstance(p := self.graph.producer(t), ir.Linear)]
+        x, row, rows, norm, passed = self._origin(linears[0].x)
         self._emit(
             LinearStage(
-                name=linears[0].name, x=x, output=attention.q, key=attention.k, value=attention.v,  # type: ignore[union-attr]
-                source=tuple(dict.fromkeys(s for o in (*passed, *linears) for s in o.source)),  # type: ignore[union-attr]
-                macs=self._macs(linears), row=row, rows=rows,  # type: ignore[arg-type]
-                weight=np.concatenate([p.weight for p in linears]),  # type: ignore[union-attr]
-                bias=np.concatenate([p.bias for p in linears]),  # type: ignore[union-attr]
-                norm=norm, norm_output=None if norm is None else norm.output,
-                heads=attention.heads, head_dim=attention.head_dim,
+                name=linears[0].name, x=x, output=attention.q, key=attention.k, value=attention.v,
+                source=tuple(dict.fromkeys(s for o in (*passed, *linears) for s in o.source)),
+                macs=self._macs(linears), row=row, rows=rows, weight=np.concatenate([p.weight for p in linears]),
+                bias=np.concatenate([p.bias for p in linears]), norm=norm,
+                norm_output=None if norm is None else norm.output, heads=attention.heads, head_dim=attention.head_dim,
             ),
-            linears,  # type: ignore[arg-type]
+            linears,
         )  # fmt: skip
 
     def _attention(self, op: ir.Attention) -> None:

@@ -30,6 +30,7 @@ from moevit.isa import (
     Linear,
     NormMode,
     OutputType,
+    Retiring,
     Stream,
 )
 from moevit.isa.formats import BLOCK_BYTES, DmaSource
@@ -102,10 +103,10 @@ class _Order:
                 raise HazardError("BEGIN or END in the middle", where=where)
             if isinstance(instruction, Stream):
                 self._inside_image(instruction, image_bytes, where)
-            if not instruction.retires:
+            if not isinstance(instruction, Retiring):
                 continue
             self._inside_buffers(instruction, image_bytes, input_bytes, output_bytes, where)
-            wait: int = instruction.wait  # type: ignore[attr-defined]
+            wait = instruction.wait
             if wait > retired:
                 raise HazardError(f"waits for {wait} instructions; {retired} stand before it", where=where)
             self._ordered(self._accesses(instruction, where), wait, retired + 1, where)

@@ -17,11 +17,12 @@ from moevit.isa.formats import (
     Linear,
     NormMode,
     OutputType,
+    Retiring,
     Stream,
 )
 
 __all__ = [
     "FORMATS", "INSTRUCTION_BYTES", "INSTRUCTION_WIDTH", "ISA_VERSION", "Attention", "Begin", "DmaIn", "DmaOut",
-    "End", "Field", "Instruction", "Linear", "NormMode", "OutputType", "Stream", "decode", "decode_program",
+    "End", "Field", "Instruction", "Linear", "NormMode", "OutputType", "Retiring", "Stream", "decode", "decode_program",
     "encode", "encode_program",
 ]  # fmt: skip

@@ -45,8 +45,12 @@ class DmaSource(enum.IntEnum):
     IMAGE = 1
 
 
-def _wait() -> int:
-    return field(16, "instructions", "retired count that must be reached before the first load", default=0)
+@dataclass(frozen=True, kw_only=True)
+class Retiring(Instruction):
+    """Base of the instructions that load and write: they retire in program order, which ``wait`` counts."""
+
+    retires = True
+    wait: int = field(16, "instructions", "retired count that must be reached before the first load", default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +91,11 @@ class Stream(Instruction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DmaIn(Instruction):
+class DmaIn(Retiring):
     """Copies bytes from DRAM to activation memory: two outer loops over runs that are contiguous in DRAM; a run
     is ``segments`` pieces of ``segment_bytes``, each contiguous in both memories."""
 
     opcode = 4
-    retires = True
-    wait: int = _wait()
     source: int = field(1, "", "buffer to read", values=DmaSource, default=0)
     offset: int = field(32, "bytes", "start in that buffer")
     count0: int = field(12, "", "outer loop", minimum=1, default=1)
@@ -109,26 +111,22 @@ class DmaIn(Instruction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DmaOut(Instruction):
+class DmaOut(Retiring):
     """Copies whole words of activation memory to the output buffer."""
 
     opcode = 5
-    retires = True
-    wait: int = _wait()
     src: int = field(ADDRESS, "words", "first word of activation memory")
     words: int = field(16, "words", "how many", minimum=1)
     offset: int = field(32, "bytes", "start in the output buffer, a multiple of the bus word")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Instruction):
+class Linear(Retiring):
     """``POST(LOAD(x) @ W.T)`` for ``n_rows`` rows: every dense layer. For each tile of T rows, for each column
     tile, ``ceil(length / K)`` steps. Weights come from the ring in exactly that order; the first row tile waits
     for them word by word. Column tiles from ``key_tile`` go to the K region, from ``value_tile`` to the V region."""
 
     opcode = 6
-    retires = True
-    wait: int = _wait()
     release: int = field(1, "", "free weights and parameters with the last row tile; else the next LINEAR reads "
                          "the same ones", default=1)
     n_rows: int = field(COUNT, "rows", "tokens", minimum=1)
@@ -161,14 +159,12 @@ class Linear(Instruction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention(Instruction):
+class Attention(Retiring):
     """Softmax(Q.K^T).V of all heads. Query row tiles of all heads run as one sequence: scores of tile u+1 are
     computed while the probabilities of tile u are brought to their final maximum, then its P.V. A head's
     channels start at a multiple of C in Q, K, V and the output."""
 
     opcode = 7
-    retires = True
-    wait: int = _wait()
     n_rows: int = field(COUNT, "rows", "queries", minimum=1)
     src: int = field(ADDRESS, "words", "first row of Q, int8")
     src_stride: int = field(STRIDE, "words", "between rows of Q")
