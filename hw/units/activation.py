@@ -54,7 +54,7 @@ class Activation(wiring.Component):
             )
         ]
         m.submodules.table = table = Memory(
-            shape=_Node, depth=len(init), init=init, attrs={"rom_style": "distributed"}
+            shape=_Node, depth=len(init), init=init
         )
         is_silu = delay(m, self.kind == numerics.Activation.SILU, 1, name="is_silu")
         is_plain = delay(m, self.kind == numerics.Activation.NONE, 1, name="is_plain")

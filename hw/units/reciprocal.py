@@ -70,7 +70,6 @@ class Reciprocal(wiring.Component):
             shape=seed,
             depth=len(reciprocal.TABLE),
             init=reciprocal.TABLE.tolist(),
-            attrs={"ram_style": "distributed"},
         )
         read = table.read_port()
         m.d.comb += read.addr.eq(mantissa[fraction - reciprocal.TABLE_INDEX_WIDTH : fraction])

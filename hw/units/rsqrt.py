@@ -43,7 +43,7 @@ class Rsqrt(wiring.Component):
         # The mantissa's upper bits are the address; the first TABLE_FIRST entries are never read.
         entries = [0] * rsqrt.TABLE_FIRST + rsqrt.TABLE.tolist()
         m.submodules.table = table = Memory(
-            shape=seed_fraction, depth=len(entries), init=entries, attrs={"ram_style": "distributed"}
+            shape=seed_fraction, depth=len(entries), init=entries
         )
         read = table.read_port()
         m.d.comb += read.addr.eq(mantissa[rsqrt.TABLE_INDEX_SHIFT :])

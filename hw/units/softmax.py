@@ -72,7 +72,6 @@ class Softmax(wiring.Component):
             shape=numerics.TABLE_WIDTH,
             depth=len(numerics.TABLE),
             init=numerics.TABLE.tolist(),
-            attrs={"rom_style": "distributed"},
         )
         keep = delay(m, keep, latency(self.config) - 2, name="keep")
         for i in lanes:
