@@ -53,7 +53,7 @@ def train(
     data: Path,
     out: Path,
     *,
-    epochs: int = 24,
+    epochs: int = 30,
     scenes_per_epoch: int = 8192,
     batch: int = 48,
     learning_rate: float = 1.5e-3,
@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         "-o", "--output", required=True, type=Path, metavar="DIR",
         help="folder for checkpoint.pt, train_log.csv and metrics.json",
     )  # fmt: skip
-    parser.add_argument("--epochs", type=int, default=24, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
     parser.add_argument("--scenes", type=int, default=8192, help="scenes per epoch, default: %(default)s")
     parser.add_argument("--batch", type=int, default=48, help="scenes per step, default: %(default)s")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak, default: %(default)s")

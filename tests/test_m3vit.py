@@ -134,6 +134,112 @@ def test_evaluate_refuses_other_models(tmp_path: Path) -> None:
         m3vit_evaluate.predict(tmp_path / "c.onnx", images, 1, threads=1)
 
 
+# The shipped model
+
+
+def arrays(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {w.name: onnx.numpy_helper.to_array(w) for w in proto.graph.initializer}
+
+
+def test_shipped_files_are_small_and_whole() -> None:
+    for task in ("seg", "depth"):
+        assert scenes.m3vit_path(f"{task}.onnx").stat().st_size <= 4_000_000
+    test, calibration = (scenes.load_scenes(scenes.m3vit_path(f"{n}_scenes.npz")) for n in ("test", "calib"))
+    assert scenes.m3vit_path("test_scenes.npz").stat().st_size <= 1 << 20
+    assert len(test) >= 200
+    assert len(calibration) >= 100
+    assert set(np.unique(test.seg)) == set(range(11))
+    of_test = {image.tobytes() for image in test.images}
+    assert len(of_test) == len(test)
+    assert not of_test & {image.tobytes() for image in calibration.images}
+    log = scenes.m3vit_path("train_log.csv").read_text().splitlines()
+    assert len(log) == 1 + json.loads(scenes.m3vit_path("metrics.json").read_text())["epochs"]
+    with pytest.raises(FileNotFoundError, match=r"no file 'x'; it has: .*depth\.onnx"):
+        scenes.m3vit_path("x")
+
+
+@pytest.mark.parametrize(("task", "channels"), [("seg", 11), ("depth", 1)])
+def test_shipped_model_interface(task: str, channels: int) -> None:
+    proto = onnx.load(scenes.m3vit_path(f"{task}.onnx"), load_external_data=False)
+    onnx.checker.check_model(proto, full_check=True)
+    assert {entry.domain: entry.version for entry in proto.opset_import} == {"": 20}
+    (image,), (output,) = proto.graph.input, proto.graph.output
+    for value, name, shape in (
+        (image, "image", ["batch", 1, 64, 64]),
+        (output, task, ["batch", channels, 64, 64]),
+    ):
+        assert value.name == name
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        assert [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] == shape
+    assert all(w.data_location == onnx.TensorProto.DEFAULT for w in proto.graph.initializer)
+    count = [node.op_type for node in proto.graph.node].count
+    assert (count("TopK"), count("ScatterElements"), count("LayerNormalization"), count("Gelu")) == (
+        3,
+        3,
+        13,
+        6,
+    )
+
+
+def test_shipped_model_is_as_good_as_it_states() -> None:
+    metrics = json.loads(scenes.m3vit_path("metrics.json").read_text())
+    subset = scenes.load_scenes(scenes.m3vit_path("test_scenes.npz"))
+    assert metrics["subset_scenes"] == len(subset)
+    miou = m3vit_evaluate.seg_miou(scenes.m3vit_path("seg.onnx"), subset, threads=1)
+    rmse = m3vit_evaluate.depth_rmse(scenes.m3vit_path("depth.onnx"), subset, threads=1)
+    assert miou == pytest.approx(metrics["subset_miou"], abs=2e-4)  # a few pixels differ between processors
+    assert rmse == pytest.approx(metrics["subset_depth_rmse_m"], rel=1e-4)
+    assert metrics["onnx_scenes"] >= 1000
+    assert metrics["onnx_miou"] == pytest.approx(metrics["torch_miou"], abs=2e-4)
+    assert metrics["onnx_depth_rmse_m"] == pytest.approx(metrics["torch_depth_rmse_m"], rel=1e-3)
+    assert abs(metrics["subset_miou"] - metrics["onnx_miou"]) <= 0.04
+    assert metrics["onnx_miou"] >= 0.48
+    assert metrics["onnx_depth_rmse_m"] <= 0.32
+
+
+def test_shipped_tasks_share_their_tensors() -> None:
+    """All but the three gates and the decoder are the same bytes in both files."""
+    seg, depth = (arrays(onnx.load(scenes.m3vit_path(f"{task}.onnx"))) for task in ("seg", "depth"))
+    other = {(a.dtype.str, a.shape, a.tobytes()) for a in depth.values()}
+    weights = [a for a in seg.values() if a.dtype == np.float32 and a.size > 1]
+    own = [a for a in weights if (a.dtype.str, a.shape, a.tobytes()) not in other]
+    assert sorted(a.shape for a in own) == [(96, 8)] * 3 + [(96, 704), (704,)]
+    assert sum(a.nbytes for a in weights) - sum(a.nbytes for a in own) > 0.9 * sum(a.nbytes for a in weights)
+
+
+@pytest.mark.parametrize("task", ["seg", "depth"])
+def test_shipped_gates_choose_two_of_eight(task: str) -> None:
+    proto = onnx.load(scenes.m3vit_path(f"{task}.onnx"))
+    softmaxes = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "Softmax"}
+    names = []
+    for node in proto.graph.node:
+        if node.op_type == "TopK":
+            names.append(softmaxes[node.input[0]])
+        elif node.op_type == "ScatterElements":
+            names.append(node.output[0])
+    for name in names:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    images = scenes.load_scenes(scenes.m3vit_path("test_scenes.npz")).images[:64]
+    got = run(proto.SerializeToString(), images.astype(np.float32) / 255, names)
+    for logits, gate in zip(got[0::2], got[1::2], strict=True):
+        assert gate.shape == (64, 64, 8)
+        assert ((gate > 0).sum(-1) == 2).all()
+        want = routed(logits.reshape(-1, 8), 2, "softmax_topk", 0.0).reshape(gate.shape)
+        np.testing.assert_allclose(gate, want, atol=1e-6)
+        assert ((gate > 0).sum((0, 1)) > 0).sum() >= 4  # more than one pair of experts is in use
+
+
+def test_shipped_scenes_can_be_made_again() -> None:
+    data = Path("/usr/share/datasets/fashion-mnist")
+    if not data.is_dir():
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    for name, split in (("test", "test"), ("calib", "train")):
+        have = scenes.load_scenes(scenes.m3vit_path(f"{name}_scenes.npz"))
+        want = scenes.compose(scenes.items(data, split), len(have), scenes.TEST_SEED)
+        for field in ("images", "seg", "depth"):
+            assert np.array_equal(getattr(have, field), getattr(want, field))
+
+
 # What needs torch: gates
 
 
