@@ -40,15 +40,14 @@ runtime executes them unchanged, and a compiler that recognises the ScatterEleme
 leave out what is multiplied by zero.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moevit.errors import ModelError
-
+from . import checkpoint
 from .vit import Attention, ViTConfig
 
 __all__ = [
@@ -549,36 +548,9 @@ def _unroll(experts: Experts) -> list[nn.Module]:
 
 def save_checkpoint(model: M3ViT, path: str) -> None:
     """Write the configuration and the weights of `model`."""
-    torch.save({"format": _FORMAT, "config": asdict(model.config), "weights": model.state_dict()}, path)
+    checkpoint.save(model, model.config, _FORMAT, path)
 
 
 def load_checkpoint(path: str) -> M3ViT:
-    """Read what `save_checkpoint` wrote, in evaluation mode.
-
-    Only tensors and plain values are unpickled (``weights_only``), so a hostile file cannot run code.
-
-    Raises
-    ------
-    ModelError
-        The file is no checkpoint of this kind, or its weights do not fit its configuration.
-    """
-    try:
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(
-            "no such file", where=path, mend="make one with python -m moevit.models.m3vit_train"
-        ) from error
-    except Exception as error:
-        raise ModelError(
-            f"is not a checkpoint of moevit.models.m3vit_train ({str(error).splitlines()[0]})", where=path
-        ) from error
-    if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        raise ModelError(
-            f"is not a checkpoint of moevit.models.m3vit_train (no format {_FORMAT!r} in it)", where=path
-        )
-    try:
-        model = M3ViT(M3ViTConfig(**data["config"]))
-        model.load_state_dict(data["weights"])
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"configuration and weights do not fit together ({error})", where=path) from error
-    return model.eval()
+    """Read what `save_checkpoint` wrote, in evaluation mode; ModelError if it is no such file."""
+    return checkpoint.load(path, _FORMAT, "moevit.models.m3vit_train", lambda c: M3ViT(M3ViTConfig(**c)))

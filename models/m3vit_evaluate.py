@@ -12,6 +12,7 @@ from moevit.errors import InputError, ModelError
 
 from . import scenes
 from ._cli import Progress, add_data_argument, main_wrapper, merge_json, require
+from .session import open_session
 
 __all__ = ["depth_rmse", "main", "predict", "seg_miou"]
 
@@ -46,18 +47,7 @@ def predict(
     ModelError
         The file is missing, is not ONNX, or takes or gives something else.
     """
-    import onnxruntime
-
-    if not model.is_file():
-        raise ModelError("no such file", where=str(model))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise ModelError(
-            f"onnxruntime cannot load it: {str(error).splitlines()[0]}", where=str(model)
-        ) from error
+    session = open_session(model, threads)
     side = scenes.SIDE
     entries = session.get_inputs()
     shape = entries[0].shape

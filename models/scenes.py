@@ -255,7 +255,7 @@ def load_scenes(path: Path) -> SceneSet:
             arrays = {name: file[name] for name in ("images", "seg", "depth")}
     except FileNotFoundError as error:
         raise InputError("no such file", where=str(path)) from error
-    except Exception as error:
+    except Exception as error:  # numpy raises whatever a damaged archive makes it
         raise InputError(
             f"is not an npz file with 'images', 'seg' and 'depth' ({error})", where=str(path),
             mend="make one with python -m moevit.models.scenes",

@@ -68,7 +68,7 @@ def load_subset(path: Path) -> ImageSet:
             images, labels = file["images"], file["labels"]
     except FileNotFoundError as error:
         raise InputError("no such file", where=str(path)) from error
-    except Exception as error:
+    except Exception as error:  # numpy raises whatever a damaged archive makes it
         raise InputError(
             f"is not an npz file with 'images' and 'labels' ({error})", where=str(path),
             mend="make one with python -m moevit.models.subset",

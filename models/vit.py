@@ -6,13 +6,12 @@ between the two linear layers of the MLP, LayerNorm before each half-block and b
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moevit.errors import ModelError
+from . import checkpoint
 
 __all__ = ["FASHION", "ViT", "ViTConfig", "load_checkpoint", "save_checkpoint"]
 
@@ -162,36 +161,9 @@ class ViT(nn.Module):
 
 def save_checkpoint(model: ViT, path: str) -> None:
     """Write the configuration and the weights of `model`."""
-    torch.save({"format": _FORMAT, "config": asdict(model.config), "weights": model.state_dict()}, path)
+    checkpoint.save(model, model.config, _FORMAT, path)
 
 
 def load_checkpoint(path: str) -> ViT:
-    """Read what `save_checkpoint` wrote, in evaluation mode.
-
-    Only tensors and plain values are unpickled (``weights_only``), so a hostile file cannot run code.
-
-    Raises
-    ------
-    ModelError
-        The file is no checkpoint of this kind, or its weights do not fit its configuration.
-    """
-    try:
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(
-            "no such file", where=path, mend="make one with python -m moevit.models.train"
-        ) from error
-    except Exception as error:
-        raise ModelError(
-            f"is not a checkpoint of moevit.models.train ({str(error).splitlines()[0]})", where=path
-        ) from error
-    if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        raise ModelError(
-            f"is not a checkpoint of moevit.models.train (no format {_FORMAT!r} in it)", where=path
-        )
-    try:
-        model = ViT(ViTConfig(**data["config"]))
-        model.load_state_dict(data["weights"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"configuration and weights do not fit together ({error})", where=path) from error
-    return model.eval()
+    """Read what `save_checkpoint` wrote, in evaluation mode; ModelError if it is no such file."""
+    return checkpoint.load(path, _FORMAT, "moevit.models.train", lambda c: ViT(ViTConfig(**c)))
