@@ -181,7 +181,7 @@ class _Order:
         c = self.config
         in_bits = 8 if n.norm == NormMode.NONE else 16
         wide = 2 if n.out_type == OutputType.INT16 else 1
-        token = np.arange(n.key_row, n.key_row + n.n_rows)[:, None]
+        token = np.arange(n.token, n.token + n.n_rows)[:, None]
         size = c.operand_word_bytes
         keys = layout.key_address(
             token, np.arange((n.value_tile - n.key_tile) * c.columns), n.key_base, n.key_stride, c

@@ -5,20 +5,22 @@ from amaranth.lib.wiring import In, Out
 
 from moevit.config import AcceleratorConfig
 from moevit.isa import INSTRUCTION_WIDTH, Instruction
-from moevit.isa.formats import ADDRESS
-from moevit.numerics import fixed, softmax
+from moevit.isa.formats import ADDRESS, COUNT, QUEUE
+from moevit.numerics import fixed, route, softmax
 from moevit.registers import COUNTERS
 
 ACTIVATION_READ_LATENCY = 2  #: cycles from an accepted request to its data
 OPERAND_READ_LATENCY = 3
 TILE_READ_LATENCY = 2
 PARAMETER_READ_LATENCY = 2
+QUEUE_COUNT_LATENCY = 2
 
 PAIR_WIDTH = ADDRESS - 1  #: bits of an activation memory address in pairs of words
 ACC_WIDTH = 32
 ROW_TILE_WIDTH = 13
 COLUMN_WIDTH = 10
 HEAD_WIDTH = 7
+SLOT_WIDTH = 3  #: A tiles whose queue entries POST keeps: more than can be between the loader and POST's first stage
 REQUEST_BEATS_WIDTH = 24  #: the longest part of a STREAM: 2**17 words of up to 128 beats
 RING_COUNT_WIDTH = 18  #: free-running word counters of the rings, compared modulo 2**18
 
@@ -39,6 +41,7 @@ class Phase(enum.Enum, shape=2):
     LINEAR = 0
     SCORES = 1
     CONTEXT = 2
+    SKIP = 3  #: nothing: one row stands for an instruction of an empty queue
 
 
 class TileMeta(data.Struct):
@@ -49,6 +52,7 @@ class TileMeta(data.Struct):
     column: COLUMN_WIDTH  #: column tile: output channels, keys or channels of the head
     head: HEAD_WIDTH
     unit: 1  #: parity of the attention unit u = head * row tiles + row_tile
+    slot: SLOT_WIDTH  #: number of the A tile since reset, modulo 2**SLOT_WIDTH
     last_column: 1  #: last column tile of this row tile and phase
     last: 1  #: last tile of the instruction
     bank: 1  #: which of POST's two instruction registers; toggles with each instruction
@@ -152,6 +156,41 @@ class RowScaleSignature(wiring.Signature):
         super().__init__({
             "valid": Out(1), "unit": Out(1), "row": Out(range(config.rows)),
             "mult": Out(fixed.MULT_WIDTH), "shift": Out(fixed.SHIFT_WIDTH),
+        })
+
+
+class QueueEntry(data.Struct):
+    """A token in an expert's queue."""
+
+    token: COUNT
+    score: route.SCORE_WIDTH
+
+
+class QueueAppendSignature(wiring.Signature):
+    """From POST's gate to the queues; cannot be stalled. ``clear`` empties all queues, before an entry of the
+    same cycle."""
+
+    def __init__(self):
+        super().__init__({"clear": Out(1), "valid": Out(1), "expert": Out(QUEUE), "entry": Out(QueueEntry)})
+
+
+class QueueReadSignature(wiring.Signature):
+    """One queue, from the loader's point of view. ``count`` belongs to the ``queue`` of QUEUE_COUNT_LATENCY cycles
+    ago; after ``start``, ``entries`` gives the entries of ``queue``, which stays, from the first on."""
+
+    def __init__(self):
+        super().__init__({
+            "queue": Out(QUEUE), "count": In(COUNT), "start": Out(1),
+            "entries": In(stream.Signature(QueueEntry)),
+        })
+
+
+class RowEntrySignature(wiring.Signature):
+    """The queue entry of a row of an A tile, from the loader to POST, before the tile can be filled."""
+
+    def __init__(self, config: AcceleratorConfig):
+        super().__init__({
+            "valid": Out(1), "slot": Out(SLOT_WIDTH), "row": Out(range(config.rows)), "entry": Out(QueueEntry),
         })
 
 

@@ -32,6 +32,7 @@ class AcceleratorConfig:
     tile_depth : longest row the A tile holds, bytes
     post_words : ring of POST parameters, words of 8 bytes per column
     norm_words : ring of LayerNorm parameters, words of 4 bytes per column
+    queue_entries : tokens that all experts' queues hold together: tokens times experts per token (power of two)
     weight_ports : AXI read ports that weights are striped over (there is one more port for everything else)
     axi_data_width : bits of an AXI data bus
     axi_address_width : bits of an AXI address
@@ -53,6 +54,7 @@ class AcceleratorConfig:
     tile_depth: int
     post_words: int
     norm_words: int
+    queue_entries: int
     weight_ports: int = 1
     axi_data_width: int = 128
     axi_address_width: int = 40
@@ -65,7 +67,7 @@ class AcceleratorConfig:
             value = getattr(self, field.name)
             if field.type is int and (type(value) is not int or value <= 0):
                 self._fail(field.name, "must be a positive integer")
-        for name in ("rows", "columns", "depth", "weight_ports", "axi_data_width"):
+        for name in ("rows", "columns", "depth", "queue_entries", "weight_ports", "axi_data_width"):
             if not _is_power_of_two(getattr(self, name)):
                 self._fail(name, "must be a power of two")
         if not 2 <= self.rows <= 64:
@@ -83,7 +85,7 @@ class AcceleratorConfig:
         if self.activation_words % 2:
             self._fail("activation_words", "must be even")
         for name, limit in (("operand_words", 1 << 16), ("activation_words", 1 << 18), ("tile_depth", 8192),
-                            ("post_words", 1 << 12), ("norm_words", 1 << 12)):
+                            ("post_words", 1 << 12), ("norm_words", 1 << 12), ("queue_entries", 1 << 15)):
             if getattr(self, name) > limit:
                 self._fail(name, f"must be at most {limit}")
         if self.tile_depth % self.columns:
@@ -167,20 +169,21 @@ CONFIGS: dict[str, AcceleratorConfig] = {
     for config in (
         AcceleratorConfig(
             name="tiny", rows=4, columns=8, depth=4, operand_words=4096, activation_words=16384,
-            tile_depth=1024, post_words=512, norm_words=256, clock_mhz=100.0,
+            tile_depth=1024, post_words=512, norm_words=256, queue_entries=512, clock_mhz=100.0,
         ),
         AcceleratorConfig(
             name="zcu104", rows=8, columns=32, depth=8, operand_words=12288, activation_words=32768,
-            tile_depth=4096, post_words=512, norm_words=256, weight_ports=4, packed_macs=True, clock_mhz=300.0,
+            tile_depth=4096, post_words=512, norm_words=256, queue_entries=4096, weight_ports=4, packed_macs=True,
+            clock_mhz=300.0,
             device="XCZU7EV-2",
         ),
         AcceleratorConfig(
             name="square", rows=8, columns=8, depth=8, operand_words=2048, activation_words=16384,
-            tile_depth=1024, post_words=512, norm_words=256, clock_mhz=100.0,
+            tile_depth=1024, post_words=512, norm_words=256, queue_entries=512, clock_mhz=100.0,
         ),
         AcceleratorConfig(
             name="wide", rows=2, columns=16, depth=4, operand_words=2048, activation_words=8192,
-            tile_depth=1024, post_words=512, norm_words=256, weight_ports=2, clock_mhz=100.0,
+            tile_depth=1024, post_words=512, norm_words=256, queue_entries=256, weight_ports=2, clock_mhz=100.0,
         ),
     )
 }

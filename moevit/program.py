@@ -13,8 +13,9 @@ from moevit.isa import INSTRUCTION_BYTES, Instruction, decode_program
 MEMORY_ACTIVATION = "activation"
 MEMORY_KEY = "key"
 MEMORY_VALUE = "value"
+MEMORY_QUEUE = "queue"
 
-DTYPES = {"int8": (8, True), "uint8": (8, False), "int16": (16, True)}  #: dtype -> (bits, signed)
+DTYPES = {"int8": (8, True), "uint8": (8, False), "int16": (16, True), "uint16": (16, False)}  #: dtype -> (bits, signed)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Tensor:
 
     ``addr`` and ``stride`` are in words: of the activation memory, or of the operand memory for K (``stride``
     between tiles of C keys) and V (between tiles of C channels). ``channels`` includes padding lanes.
+
+    A tensor in ``queue`` memory holds a gate's scores [tokens, experts], ``uint16``: those in the experts' queues,
+    0 where a token is in none; ``addr`` is its first row's token number and ``stride`` 0. A tensor with a ``gate``
+    holds the rows of that gate's queue of ``expert``: as many as the queue has tokens; what is beyond means nothing.
     """
 
     name: str
@@ -44,15 +49,20 @@ class Tensor:
     addr: int
     stride: int
     pieces: tuple[Piece, ...]
+    gate: str = ""
+    expert: int = 0
 
 
 @dataclass(frozen=True)
 class Layer:
     """One operation of the quantised graph.
 
-    kind : ``patches`` (image to rows), ``constant`` (from the image), ``linear`` or ``attention``
-    inputs : tensor names; the second input of a linear layer is its residual
-    outputs : tensor names; a linear layer that fills K and V has (q, k, v)
+    kind : ``patches`` (image to rows), ``constant`` (from the image), ``linear``, ``attention``, ``route`` (a gate),
+        ``gather`` (tokens of an expert's queue to dense rows) or ``scatter`` (those to their tokens' rows)
+    inputs : tensor names; the second input of a linear layer is its residual. A gather layer has (rows, scores), a
+        scatter layer (rows, scores, residual)
+    outputs : tensor names; a linear layer that fills K and V has (q, k, v), a route layer (scores) or (scores,
+        normalised rows)
     instructions : program numbers of the instructions that compute it; a linear layer's each compute some of its
         column tiles, in order
     streams : for a linear layer, the STREAM that brings the weights of each of those

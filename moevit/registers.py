@@ -33,6 +33,7 @@ class ErrorCode(enum.IntEnum):
     ACTIVATION_RANGE = 10  #: an address outside the activation memory
     OPERAND_RANGE = 11  #: a K/V access outside the K/V region
     STALLED = 12  #: nothing moves any more: an instruction waits for what no other one brings
+    QUEUE_RANGE = 13  #: the queues are full, or one holds more entries than an instruction allows
 
 
 class Access(enum.StrEnum):
@@ -56,16 +57,18 @@ COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("stream", "busy", "a word was written to a ring"),
     ("stream", "ring", "data or a request waits for room in a ring"),
     ("stream", "dram", "waits for read data"),
+    ("stream", "queue", "waits to know whether a queue is empty"),
     ("load", "busy", "reads or writes a row"),
     ("load", "dependency", "waits for the retired count"),
     ("load", "tile", "waits for a free A-tile buffer"),
     ("load", "norm", "waits for LayerNorm parameters"),
     ("load", "scores", "waits for the scores of a row tile"),
+    ("load", "queue", "waits to know whether an empty queue's words were streamed"),
     ("mac", "busy", "the array takes a step"),
     ("mac", "tile", "waits for an A tile"),
     ("mac", "ring", "waits for a weight word"),
     ("mac", "drain", "waits for the previous tile to drain"),
-    ("mac", "post", "waits for POST to finish an earlier instruction"),
+    ("mac", "post", "waits for POST to finish an earlier instruction, or an earlier row tile of a gate"),
     ("post", "busy", "takes a row of accumulators"),
     ("dma", "busy", "moves data"),
     ("dma", "dependency", "waits for the retired count"),

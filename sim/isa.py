@@ -170,7 +170,7 @@ class IsaSimulator:
         words = n.key_tile * (out_bits // 8)
         target = self._rows(n.dst, n.dst_stride, n.n_rows, words) if key else None
         residual = self._rows(n.res, n.dst_stride, n.n_rows, 2 * n.key_tile) if n.residual and key else None
-        token = np.arange(n.key_row, n.key_row + n.n_rows)[:, None]
+        token = np.arange(n.token, n.token + n.n_rows)[:, None]
         keys = layout.key_address(token, np.arange(value - key), n.key_base, n.key_stride, c)
         values = layout.value_address(token, np.arange(end - value), n.value_base, n.value_stride, c)
         self._check_operand(keys)

@@ -148,7 +148,7 @@ class InstructionCheck(wiring.Component):
             "even_residual": linear.residual & linear.res[0],
             "even_out": wide_out & linear.dst_stride[0] | (linear.out_type == OutputType.INT16) & linear.dst[0],
             "tiles": (linear.key_tile > linear.value_tile) | (linear.value_tile > linear.tiles),
-            "key_row": linear.key_row[: exact_log2(config.rows)].any(),
+            "token": linear.token[: exact_log2(config.rows)].any(),
         }
 
     def _attention(self, m):

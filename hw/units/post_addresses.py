@@ -87,8 +87,8 @@ class PostAddresses(wiring.Component):
             n.bit_length() - 1 for n in (config.rows, config.columns, config.depth)
         )
         late = MULTIPLY_LATENCY
-        # key_row is a multiple of T, so only tiles of tokens are added
-        tile = delay(m, settings.key_row[log2_rows:] + self.meta.row_tile, 1, name="tile")
+        # token is a multiple of T, so only tiles of tokens are added
+        tile = delay(m, settings.token[log2_rows:] + self.meta.row_tile, 1, name="tile")
         is_value = delay(m, self.is_value, 1, name="is_value_1")
         channel = delay(
             m,

@@ -33,7 +33,7 @@ class Settings(data.Struct):
     key_stride: COUNT
     value_base: OPERAND
     value_stride: COUNT
-    key_row: COUNT
+    token: COUNT
     n_keys: COUNT
     head_words: 10  # words of a head's channels; 0 for LINEAR
     score_mult: MULT_WIDTH
@@ -122,7 +122,7 @@ class PostBanks(wiring.Component):
                 "key_stride",
                 "value_base",
                 "value_stride",
-                "key_row",
+                "token",
             )
             m.d.comb += [getattr(out, name).eq(getattr(linear, name)) for name in same]
             m.d.comb += [

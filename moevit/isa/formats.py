@@ -7,8 +7,9 @@ from moevit.isa.fields import Instruction, field
 from moevit.numerics.activation import Activation
 from moevit.numerics.fixed import MULT_WIDTH, SHIFT_WIDTH, ZERO_POINT_WIDTH
 from moevit.numerics.layernorm import EPSILON_WIDTH
+from moevit.numerics.route import MAX_EXPERTS, MAX_TOP_K, SCORE_WIDTH, RouteOrder
 
-ISA_VERSION = 1
+ISA_VERSION = 2
 MAGIC = 0x56454F4D  # "MOEV", little-endian
 
 ADDRESS = 18  # activation memory words
@@ -18,6 +19,11 @@ STRIDE = 10  # words per row
 COUNT = 13  # rows, elements, keys
 TILES = 10  # column tiles
 BLOCK = 32  # weight image offset, in blocks of BLOCK_BYTES
+QUEUE = 6  # number of an expert's queue
+EXPERTS = 7  # experts of a gate
+TOP_K = 3  # experts per token
+
+assert 1 << QUEUE == MAX_EXPERTS and MAX_EXPERTS < 1 << EXPERTS and MAX_TOP_K < 1 << TOP_K
 
 BLOCK_BYTES = 64  #: alignment of everything in a weight image
 
@@ -78,7 +84,11 @@ class End(Instruction):
 class Stream(Instruction):
     """Queues one block of weights: LayerNorm parameters, POST parameters and weights go to their rings, in this
     order, as soon as there is room. Each part is striped over the weight ports: port p reads the p-th of
-    ``weight_ports`` equal slices, which follow each other from the part's offset."""
+    ``weight_ports`` equal slices, which follow each other from the part's offset.
+
+    A predicated STREAM brings nothing when its queue is empty, which is known when the retired count reaches
+    ``wait``. Until then it waits, or, speculative, brings its words anyway; the LINEAR of an empty queue then
+    throws them away. Every predicated STREAM belongs to one LINEAR with that queue, in the same order."""
 
     opcode = 3
     retires = False
@@ -88,6 +98,10 @@ class Stream(Instruction):
     post_words: int = field(12, "post words", "bias, multiplier and shift: one word per column tile", default=0)
     weight_offset: int = field(BLOCK, "64 bytes", "weights in the weight image", default=0)
     weight_words: int = field(17, "operand words", "column tiles times steps", default=0)
+    predicated: int = field(1, "", "only if the queue is not empty", default=0)
+    queue: int = field(QUEUE, "", "that queue", default=0)
+    speculative: int = field(1, "", "does not wait to know", default=0)
+    wait: int = field(16, "instructions", "retired count at which the queue is complete", default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +138,11 @@ class DmaOut(Retiring):
 class Linear(Retiring):
     """``POST(LOAD(x) @ W.T)`` for ``n_rows`` rows: every dense layer. For each tile of T rows, for each column
     tile, ``ceil(length / K)`` steps. Weights come from the ring in exactly that order; the first row tile waits
-    for them word by word. Column tiles from ``key_tile`` go to the K region, from ``value_tile`` to the V region."""
+    for them word by word. Column tiles from ``key_tile`` go to the K region, from ``value_tile`` to the V region.
+
+    With ``route`` it is a gate: its outputs are logits, which are not written; each row's token goes to the
+    queues of its experts, with its score. With ``gather`` or ``scatter`` its rows are those of a queue: as
+    many as that holds (``n_rows`` says how many it may hold at most), in the order of the tokens."""
 
     opcode = 6
     release: int = field(1, "", "free weights and parameters with the last row tile; else the next LINEAR reads "
@@ -155,7 +173,20 @@ class Linear(Retiring):
     key_stride: int = field(COUNT, "operand words", "between tiles of C keys", default=0)
     value_base: int = field(OPERAND, "operand words", "V region", default=0)
     value_stride: int = field(COUNT, "operand words", "between tiles of C channels", default=0)
-    key_row: int = field(COUNT, "rows", "token index of the first row, a multiple of T", default=0)
+    token: int = field(COUNT, "rows", "token number of the first row: of K and V (a multiple of T), and in queues",
+                       default=0)
+    keep: int = field(1, "", "rows after ``norm`` are also written, 8-bit, at keep_dst", default=0)
+    keep_dst: int = field(ADDRESS, "words", "first of those rows", default=0)
+    keep_stride: int = field(STRIDE, "words", "between those rows", default=0)
+    route: int = field(2, "", "it is a gate; what its scores are", values=RouteOrder, default=0)
+    experts: int = field(EXPERTS, "", "of a gate: its columns that count, at most MAX_EXPERTS", default=0)
+    top_k: int = field(TOP_K, "", "of a gate: experts per token, at most MAX_TOP_K", default=0)
+    threshold: int = field(SCORE_WIDTH, "2**-16", "of a gate: lower scores are dropped, as are scores of 0", default=0)
+    clear: int = field(1, "", "of a gate: empties all queues first", default=0)
+    gather: int = field(1, "", "row i is read at src + src_stride * the queue's i-th token", default=0)
+    scatter: int = field(1, "", "row i is multiplied by the queue's i-th score (2**-16) in the second stage and added "
+                         "to and written at its i-th token's row; no activation, int16, res = dst", default=0)
+    queue: int = field(QUEUE, "", "of gather and scatter", default=0)
 
 
 @dataclass(frozen=True, kw_only=True)

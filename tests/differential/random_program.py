@@ -266,7 +266,7 @@ class Generator:
         split = c.rows * self._int(1, tiles_of_rows - 1) if tiles_of_rows > 1 and self.rng.random() < 0.3 else 0
         if split:
             self.work.append(Linear(n_rows=split, release=0, **fields))
-            fields |= {"src": fields["src"] + split * x.stride, "dst": q.addr + split * q.stride, "key_row": split}
+            fields |= {"src": fields["src"] + split * x.stride, "dst": q.addr + split * q.stride, "token": split}
         self.work.append(Linear(n_rows=x.rows - split, **fields))
         score = quantise_scale(2.0 ** self.rng.uniform(-9, -2))
         value = quantise_scale(2.0 ** self.rng.uniform(-2, 2))

@@ -53,7 +53,7 @@ def verdict(config, word, ring=RING):
             or ((wide_out or bool(i.residual)) and bool(i.dst_stride % 2))
             or (bool(i.residual) and bool(i.res % 2))
             or not i.key_tile <= i.value_tile <= i.tiles
-            or bool(i.key_row % t)
+            or bool(i.token % t)
         )
     if isinstance(i, Attention):
         illegal = i.n_keys > config.tile_depth or i.head_dim > config.tile_depth

@@ -115,7 +115,7 @@ class Model:
                     )
                 )
                 mid = fixed.requantise(acc, self.bias[word], self.mult[word], self.shift[word])
-                token, row = i.key_row + r * t + k, r * t + k
+                token, row = i.token + r * t + k, r * t + k
                 if key or value:
                     self._write_kv(i, ct, token, fixed.saturate(mid, 8), value)
                     continue
@@ -474,7 +474,7 @@ def _random_linear(model, index):
         dst_stride=stride,
         key_tile=key,
         value_tile=value,
-        key_row=c.rows * int(rng.integers(0, 6)),
+        token=c.rows * int(rng.integers(0, 6)),
         key_base=64 * index,
         key_stride=4 * groups,
         value_base=1024 + 64 * index,

@@ -112,7 +112,7 @@ async def illegal(dut):
     }
     fields = [
         (linear, {"n_rows": 0}), (linear, {"length": 0}), (linear, {"tiles": 0}), (linear, {"norm": 3}),
-        (linear, {"out_type": 3}), (linear, {"length": CONFIG.tile_depth + 1}), (linear, {"key_row": 1}),
+        (linear, {"out_type": 3}), (linear, {"length": CONFIG.tile_depth + 1}), (linear, {"token": 1}),
         (linear, {"key_tile": 1000}), (linear, {"tiles": 900, "key_tile": 900, "value_tile": 900}),
         (attention, {"n_rows": 0}), (attention, {"n_keys": 0}), (attention, {"heads": 0}),
         (attention, {"head_dim": 0}), (attention, {"n_keys": CONFIG.tile_depth + 1}),
