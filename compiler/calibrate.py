@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moevit.compiler.interpret import run
-from moevit.compiler.ir import Graph
+from moevit.compiler.interpret import hidden_of, run
+from moevit.compiler.ir import Array, Graph, MoE, Op
 from moevit.errors import InputError
 
 BATCH = 32
@@ -26,8 +26,32 @@ class Range:
         return max(-self.low, self.high, 1e-6)
 
 
+class Ranges:
+    """Smallest and largest values seen so far, by name; zero is always inside."""
+
+    def __init__(self) -> None:
+        self._low: dict[str, float] = {}
+        self._high: dict[str, float] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._low
+
+    def see(self, name: str, values: NDArray) -> None:
+        """More values under a name."""
+        self._low[name] = min(self._low.get(name, 0.0), float(values.min()))
+        self._high[name] = max(self._high.get(name, 0.0), float(values.max()))
+
+    def result(self) -> dict[str, Range]:
+        """By name."""
+        return {name: Range(low, self._high[name]) for name, low in self._low.items()}
+
+
 def calibrate(graph: Graph, inputs: Mapping[str, NDArray]) -> dict[str, Range]:
     """Run the float graph on ``inputs`` [B, ...] and return the range of each tensor.
+
+    A mixture of experts has ranges inside too, whose names begin with its output's: ``<output>#logits`` of its
+    gate, and for each expert e ``<output>#hidden.<e>`` of its activated hidden values, over the tokens that
+    are routed to it; over all tokens if in all of ``inputs`` none is.
 
     Absolute extremes, not percentiles: on a trained vision transformer with outliers those cost less
     (see docs/numerics.md). Raises InputError for empty or non-finite data.
@@ -38,11 +62,25 @@ def calibrate(graph: Graph, inputs: Mapping[str, NDArray]) -> dict[str, Range]:
     for name, value in inputs.items():
         if not np.isfinite(value).all():
             raise InputError(f"calibration input '{name}' holds values that are not finite")
-    low: dict[str, float] = {}
-    high: dict[str, float] = {}
+    ranges, of_all_tokens = Ranges(), Ranges()
+
+    def inside(op: Op, what: str, values: Array) -> None:
+        ranges.see(f"{op.output}#{what}", values)
+
     for first in range(0, count, BATCH):
-        tensors = run(graph, {k: v[first : first + BATCH] for k, v in inputs.items()})
+        tensors = run(graph, {k: v[first : first + BATCH] for k, v in inputs.items()}, inside)
         for name, value in tensors.items():
-            low[name] = min(low.get(name, 0.0), float(value.min()))
-            high[name] = max(high.get(name, 0.0), float(value.max()))
-    return {name: Range(low[name], high[name]) for name in low}
+            ranges.see(name, value)
+        for op in graph.ops:
+            if isinstance(op, MoE):
+                _see_idle(op, tensors[op.x], ranges, of_all_tokens)
+    return {name: r for name, r in of_all_tokens.result().items() if name not in ranges} | ranges.result()
+
+
+def _see_idle(op: MoE, x: Array, ranges: Ranges, of_all_tokens: Ranges) -> None:
+    """Hidden ranges over all tokens `(B, N, D)`, of those experts to which none has gone yet."""
+    for expert in range(op.experts):
+        name = f"{op.output}#hidden.{expert}"
+        if name not in ranges:
+            for tokens in x:  # one image at a time, which keeps the hidden values small
+                of_all_tokens.see(name, hidden_of(op, expert, tokens))

@@ -1,6 +1,6 @@
 """The float graph run in NumPy, a whole batch at once: for calibration and the front end's own check."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -17,11 +17,15 @@ from moevit.compiler.ir import (
     Input,
     LayerNorm,
     Linear,
+    MoE,
     Op,
     PatchEmbed,
     Rows,
 )
 from moevit.errors import InputError
+
+Observer = Callable[[Op, str, Array], None]
+# Told what is inside an operation and no tensor of the graph: the operation, which values, and the values.
 
 _SQRT_HALF = np.float32(0.5**0.5)
 _TANH_SCALE = np.float32((2 / np.pi) ** 0.5)
@@ -92,9 +96,7 @@ def _(op: Activation, x: Array) -> Array:
 @evaluate.register
 def _(op: Attention, q: Array, k: Array, v: Array) -> Array:
     q, k, v = (t.reshape(*t.shape[:2], op.heads, op.head_dim).swapaxes(1, 2) for t in (q, k, v))
-    scores = (q * np.float32(op.scale)) @ k.swapaxes(-1, -2)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    out = (p / p.sum(-1, keepdims=True)) @ v
+    out = softmax((q * np.float32(op.scale)) @ k.swapaxes(-1, -2)) @ v
     return out.swapaxes(1, 2).reshape(out.shape[0], out.shape[2], -1)
 
 
@@ -106,6 +108,63 @@ def _(op: Add, a: Array, b: Array) -> Array:
 @evaluate.register
 def _(op: Rows, x: Array) -> Array:
     return x[:, op.start : op.start + op.count]
+
+
+def softmax(x: Array) -> Array:
+    """Over the last axis."""
+    p = np.exp(x - x.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def gate_logits(op: MoE, x: Array) -> Array:
+    """`(T, E)` from tokens `(T, D)`."""
+    return x @ op.gate_weight.T + op.gate_bias
+
+
+def route(op: MoE, logits: Array) -> tuple[NDArray[np.int64], Array]:
+    """The experts that each token goes to and their scores.
+
+    Both `(T, top_k)`, best first; the score is 0 where the threshold dropped it. Of equal scores the lower
+    expert's comes first, as in ONNX's TopK.
+    """
+    ranked = softmax(logits) if op.order == "softmax_topk" else logits
+    chosen = np.argsort(-ranked, axis=-1, kind="stable")[:, : op.top_k]
+    best = np.take_along_axis(ranked, chosen, axis=-1)
+    scores = best if op.order == "softmax_topk" else softmax(best)
+    return chosen, np.where(scores >= np.float32(op.threshold), scores, np.float32(0))
+
+
+def hidden_of(op: MoE, expert: int, x: Array) -> Array:
+    """What one expert's activation gives, `(T, H)`, for tokens `(T, D)`."""
+    return ACTIVATIONS[op.activation](x @ op.up_weight[expert].T + op.up_bias[expert])
+
+
+@evaluate.register
+def mixture(op: MoE, x: Array, observe: Observer | None = None) -> Array:
+    """Only the experts that a token goes to are computed, expert by expert.
+
+    `observe` is told `logits` `(T, E)` and, for each expert that has tokens, `hidden.<expert>` `(T, H)`.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    logits = gate_logits(op, tokens)
+    if observe is not None:
+        observe(op, "logits", logits)
+    out = np.zeros((len(tokens), op.down_weight.shape[1]), np.float32)
+    for expert, queue, scores in _queues(op, logits):
+        hidden = hidden_of(op, expert, tokens[queue])
+        if observe is not None:
+            observe(op, f"hidden.{expert}", hidden)
+        out[queue] += scores[:, None] * (hidden @ op.down_weight[expert].T + op.down_bias[expert])
+    return out.reshape(*x.shape[:-1], -1)
+
+
+def _queues(op: MoE, logits: Array) -> Iterator[tuple[int, NDArray[np.int64], Array]]:
+    """Each expert that has tokens, which they are, and its scores for them."""
+    chosen, scores = route(op, logits)
+    for expert in range(op.experts):
+        queue, place = np.nonzero((chosen == expert) & (scores > 0))
+        if queue.size:
+            yield expert, queue, scores[queue, place]
 
 
 def take_input(entry: Input, inputs: Mapping[str, NDArray[Any]]) -> Array:
@@ -122,7 +181,9 @@ def take_input(entry: Input, inputs: Mapping[str, NDArray[Any]]) -> Array:
     return value.reshape(len(value), *entry.shape).astype(np.float32)
 
 
-def run(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+def run(
+    graph: Graph, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None
+) -> dict[str, Array]:
     """Every tensor of the graph for a batch of inputs.
 
     Parameters
@@ -130,6 +191,8 @@ def run(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
     graph : Graph
     inputs : mapping of str to array
         `(B, ...)` by input name, the batch the same in all.
+    observe : function, optional
+        Called with what is inside a mixture of experts, as `mixture` says.
 
     Returns
     -------
@@ -146,7 +209,9 @@ def run(graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
         sizes = ", ".join(f"'{n}' {len(t)}" for n, t in tensors.items())
         raise InputError(f"the inputs hold different numbers of images: {sizes}")
     for op in graph.ops:
-        tensors[op.output] = evaluate(op, *(tensors[i] for i in op.inputs)).astype(np.float32, copy=False)
+        operands = [tensors[i] for i in op.inputs]
+        result = mixture(op, *operands, observe) if isinstance(op, MoE) else evaluate(op, *operands)
+        tensors[op.output] = result.astype(np.float32, copy=False)
     return tensors
 
 

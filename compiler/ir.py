@@ -17,6 +17,7 @@ Shape = tuple[int, ...]
 Array = NDArray[np.float32]
 
 ACTIVATION_KINDS = ("gelu", "gelu_tanh", "relu", "silu")
+MOE_ORDERS = ("softmax_topk", "topk_softmax")
 
 
 class ShapeError(Exception):
@@ -205,6 +206,74 @@ class Attention(Op):
 
     def macs(self, *shapes: Shape) -> int:
         return 2 * shapes[0][0] * shapes[1][0] * self.heads * self.head_dim
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MoE(Op):
+    """Mixture of experts: the sum over the chosen experts e of `score_e(x) * down_e(act(up_e(x)))`.
+
+    The gate's logits of a token are `x @ gate_weight.T + gate_bias`. With E experts of hidden width H, for
+    x `(N, D)`:
+
+    Parameters
+    ----------
+    gate_weight, gate_bias : array
+        `(E, D)` and `(E,)`.
+    order : str
+        "softmax_topk": softmax over all experts, of which the k largest are kept without renormalising;
+        "topk_softmax": softmax over the k largest logits.
+    top_k : int
+        k. Of equal scores the lower expert's is taken first.
+    threshold : float
+        Scores below it are dropped, without scaling up the others; 0 keeps all.
+    up_weight, up_bias : array
+        `(E, H, D)` and `(E, H)`.
+    activation : str
+        One of `ACTIVATION_KINDS`.
+    down_weight, down_bias : array
+        `(E, D_out, H)` and `(E, D_out)`.
+    """
+
+    x: str
+    gate_weight: Array
+    gate_bias: Array
+    order: str
+    top_k: int
+    threshold: float
+    up_weight: Array
+    up_bias: Array
+    activation: str
+    down_weight: Array
+    down_bias: Array
+
+    @property
+    def experts(self) -> int:
+        """How many there are."""
+        return self.gate_weight.shape[0]
+
+    def infer(self, *shapes: Shape) -> Shape:
+        tokens, channels = _matrix(shapes[0], "x")
+        _need(
+            self.gate_weight.ndim == 2 and self.gate_weight.shape[1] == channels,
+            f"gate_weight {self.gate_weight.shape}, x {shapes[0]}",
+        )
+        experts = self.gate_weight.shape[0]
+        _need(self.gate_bias.shape == (experts,), f"gate_bias {self.gate_bias.shape}, {experts} experts")
+        _need(1 <= self.top_k <= experts, f"top_k is {self.top_k} of {experts} experts")
+        _need(self.order in MOE_ORDERS, f"unknown order '{self.order}'")
+        _need(0 <= self.threshold < float("inf"), f"threshold is {self.threshold}")
+        _need(self.activation in ACTIVATION_KINDS, f"unknown activation '{self.activation}'")
+        up, down = self.up_weight.shape, self.down_weight.shape
+        _need(len(up) == 3 and up[::2] == (experts, channels), f"up_weight {up}, x {shapes[0]}")
+        _need(self.up_bias.shape == up[:2], f"up_bias {self.up_bias.shape}, up_weight {up}")
+        _need(len(down) == 3 and down[::2] == up[:2], f"down_weight {down}, up_weight {up}")
+        _need(self.down_bias.shape == down[:2], f"down_bias {self.down_bias.shape}, down_weight {down}")
+        return tokens, down[1]
+
+    def macs(self, *shapes: Shape) -> int:
+        tokens, channels = shapes[0]
+        _, width, hidden = self.down_weight.shape
+        return tokens * (channels * self.experts + self.top_k * hidden * (channels + width))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from moevit.compiler import ir
-from moevit.compiler.interpret import ACTIVATIONS, erf, outputs, run
+from moevit.compiler.calibrate import calibrate
+from moevit.compiler.interpret import ACTIVATIONS, erf, outputs, route, run
 from moevit.compiler.verify import GraphError, run_passes, verify
 from moevit.errors import InputError
 
@@ -42,6 +43,16 @@ def test_a_correct_graph_passes() -> None:
     assert g.consumers("a") == (g.ops[1],)
 
 
+def moe(**fields: object) -> ir.MoE:
+    """Four experts of hidden width 3 on six channels, five wide at the output."""
+    arrays = {
+        "gate_weight": f32(4, 6), "gate_bias": f32(4), "up_weight": f32(4, 3, 6), "up_bias": f32(4, 3),
+        "down_weight": f32(4, 5, 3), "down_bias": f32(4, 5),
+    }  # fmt: skip
+    rest = {"order": "softmax_topk", "top_k": 2, "threshold": 0.0, "activation": "gelu"}
+    return ir.MoE(name="m", output="m", x="x", **(arrays | rest | fields))  # type: ignore[arg-type]
+
+
 NAN = linear("x", "a", 6, 4)
 NAN.weight[0, 0] = np.nan
 
@@ -67,6 +78,18 @@ NAN.weight[0, 0] = np.nan
             "4 heads",
         ),
         ((linear("x", "a", 6, 4), ir.Add(name="r", output="r", a="a", b="x")), "a "),
+        ((moe(top_k=5),), "top_k is 5 of 4 experts"),
+        ((moe(top_k=0),), "top_k is 0"),
+        ((moe(order="none"),), "unknown order 'none'"),
+        ((moe(activation="tanh"),), "unknown activation 'tanh'"),
+        ((moe(threshold=-1.0),), "threshold is -1"),
+        ((moe(gate_weight=f32(4, 5)),), r"gate_weight \(4, 5\), x \(5, 6\)"),
+        ((moe(gate_bias=f32(5)),), "gate_bias"),
+        ((moe(up_weight=f32(4, 3, 5)),), "up_weight"),
+        ((moe(up_bias=f32(4, 5)),), "up_bias"),
+        ((moe(down_weight=f32(3, 5, 3)),), "down_weight"),
+        ((moe(down_bias=f32(4, 6)),), "down_bias"),
+        ((moe(up_bias=np.full((4, 3), np.nan, np.float32)),), "'up_bias' is not finite"),
         ((ir.LayerNorm(name="r", output="r", x="x", gamma=f32(5), beta=f32(5), eps=0.0),), "gamma"),
         ((ir.Assemble(name="r", output="r", x="x", prefix=f32(1, 6), pos=f32(4, 6)),), "pos"),
         (
@@ -148,6 +171,60 @@ def test_every_operation_against_plain_numpy() -> None:
             np.testing.assert_allclose(t["a"][b, :, 2 * h : 2 * h + 2], want, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(t["s"][b], 2 * t["a"][b, 1:4])
     np.testing.assert_array_equal(outputs(g, t)["y"], t["s"].reshape(2, -1)[:, :4][:, ::-1].reshape(2, 2, 2))
+
+
+def moe_of_token(op: ir.MoE, x: np.ndarray) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """One token through a mixture, plainly; and the hidden values of each expert that it goes to."""
+    logits = op.gate_weight @ x + op.gate_bias
+    softmax = np.exp(logits) / np.exp(logits).sum()
+    best = sorted(range(op.experts), key=lambda e: (-logits[e], e))[: op.top_k]
+    scale = 1.0 if op.order == "softmax_topk" else softmax[best].sum()
+    out, hidden = np.zeros(op.down_bias.shape[1]), {}
+    for e in best:
+        if softmax[e] / scale >= op.threshold:
+            hidden[e] = np.maximum(op.up_weight[e] @ x + op.up_bias[e], 0)
+            out += softmax[e] / scale * (op.down_weight[e] @ hidden[e] + op.down_bias[e])
+    return out, hidden
+
+
+@pytest.mark.parametrize("order", ir.MOE_ORDERS)
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_a_mixture_against_plain_numpy(order: str, top_k: int, threshold: float) -> None:
+    op = moe(order=order, top_k=top_k, threshold=threshold, activation="relu")
+    g = verify(graph(op))
+    assert g.tensors["m"] == (5, 5)
+    assert g.macs() == 5 * (6 * 4 + top_k * 3 * (6 + 5))
+    x = f32(7, 5, 6)
+    got = run(g, {"x": x})["m"]
+    want = np.stack([[moe_of_token(op, t)[0] for t in image] for image in x])
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ir.MOE_ORDERS)
+def test_of_equal_scores_the_lower_expert_is_taken(order: str) -> None:
+    zeros = {"gate_weight": np.zeros((4, 6), np.float32), "gate_bias": np.float32([0, 1, 1, 1])}
+    chosen, scores = route(moe(order=order, **zeros), np.float32([[0, 1, 1, 1]]))
+    assert chosen.tolist() == [[1, 2]]
+    assert scores[0, 0] == scores[0, 1]
+
+
+def test_calibration_looks_into_a_mixture() -> None:
+    """Each expert's range is that of its own tokens; of all tokens where it has none."""
+    op = moe(gate_bias=np.float32([0, -1e3, 0, 0]), activation="relu", top_k=1)
+    x = f32(70, 5, 6)  # three batches
+    tokens = x.reshape(-1, 6)
+    ranges = calibrate(graph(op), {"x": x})
+    logits = tokens @ op.gate_weight.T + op.gate_bias
+    assert set(ranges) == {"x", "m", "m#logits", *(f"m#hidden.{e}" for e in range(4))}
+    assert ranges["m#logits"].low == pytest.approx(logits.min(), rel=1e-5)
+    assert ranges["m#logits"].high == pytest.approx(logits.max(), rel=1e-5)
+    for e in range(4):
+        mine = tokens if e == 1 else tokens[logits.argmax(1) == e]
+        hidden = np.maximum(mine @ op.up_weight[e].T + op.up_bias[e], 0)
+        assert len(mine)
+        assert ranges[f"m#hidden.{e}"].high == pytest.approx(hidden.max(), rel=1e-5)
+        assert ranges[f"m#hidden.{e}"].low == 0
 
 
 @pytest.mark.parametrize(
