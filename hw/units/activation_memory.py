@@ -10,7 +10,7 @@ from moevit.hw.interfaces import ACTIVATION_READ_LATENCY, ActivationReadSignatur
 from moevit.hw.units import arithmetic
 
 READERS = ("post", "load", "dma")  #: in order of priority
-WRITERS = ("post", "dma")
+WRITERS = ("post", "load", "dma")
 
 
 class ActivationMemory(wiring.Component):
@@ -23,7 +23,7 @@ class ActivationMemory(wiring.Component):
     Members
     -------
     read_post, read_load, read_dma : readers, first come first in priority; never ready and valid together
-    write_post, write_dma : writers, POST first
+    write_post, write_load, write_dma : writers, in the same order
     fault : one-cycle pulse, the cycle after a pair outside the memory was accepted. Its write does not
         happen; its read returns anything
 

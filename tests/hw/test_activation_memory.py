@@ -1,4 +1,4 @@
-"""ActivationMemory against a byte array, with three readers and two writers at random."""
+"""ActivationMemory against a byte array, with three readers and three writers at random."""
 
 import random
 
