@@ -18,7 +18,7 @@ from moevit.hw.interfaces import (
 from moevit.hw.units.arithmetic import delay
 from moevit.hw.units.dot_product import DotProduct, dot_latency, row_latency
 from moevit.hw.units.mac_passes import InstructionSetup, PassGenerator
-from moevit.hw.units.mac_sequencer import Sequencer, Step
+from moevit.hw.units.mac_sequencer import JUMP_LATENCY, Sequencer, Step
 
 
 def row_delay(config: AcceleratorConfig) -> int:
@@ -31,8 +31,12 @@ class MacArray(wiring.Component):
 
     Instructions are taken from ``i_instr`` when POST takes them from ``o_instr``, up to two ahead of the
     steps. A step is issued when its A tile has been filled, its weight word (LINEAR) written, and, if it is
-    the last of its tile, when the accumulators of the previous tile will be drained by then. Behind that is
-    a pipeline that never stops.
+    the last of its tile, when the accumulators of the previous tile will be drained by then; the first step of a
+    row tile of a gate, when POST's gate has room for its logits. Behind that is a pipeline that never stops.
+
+    A LINEAR with ``n_rows`` = 0 (of an empty queue; the loader puts that there) is one step that needs no A
+    tile and gives one row, of phase SKIP, whose accumulators mean nothing. With ``release`` it waits until all
+    its weights have been written, and frees them unread.
 
     Parameters
     ----------
@@ -44,6 +48,7 @@ class MacArray(wiring.Component):
     o_instr : Out(InstructionStream), the same, to POST
     tile_filled : In(1), pulse: the loader has filled the next A-tile buffer
     tile_freed : Out(1), pulse: the last read of the oldest buffer is presented to the A tile in this cycle
+    route_freed : In(1), pulse: POST's gate has worked off a row tile; two more are free at reset
     tile : Out(TileReadSignature)
     operand : Out(MemoryReadSignature)
     ring_words : In(17), length of the weight ring; may change only while the ring is empty and both its
@@ -56,7 +61,7 @@ class MacArray(wiring.Component):
 
     Numerics: ``numerics.int_matmul`` of each tile, modulo 2**32.
     Latency: ``START_LATENCY`` cycles from an instruction to its first reads, then ``row_delay`` from a tile's
-    last read to its row 0.
+    last read to its row 0. With ``n_rows`` = 0 and ``release``, ``JUMP_LATENCY`` more.
     Throughput: a step a cycle; the last steps of two tiles are at least C/K cycles apart, and as many as the
     first has valid rows. LINEAR of R row tiles: R * tiles * max(steps, T) cycles. No cycle is lost between instructions
     when the next one is there 4 cycles before the last step of this one.
@@ -65,6 +70,7 @@ class MacArray(wiring.Component):
     """
 
     START_LATENCY = 6
+    JUMP_LATENCY = JUMP_LATENCY
 
     def __init__(self, config: AcceleratorConfig):
         if OPERAND_READ_LATENCY <= TILE_READ_LATENCY:
@@ -74,7 +80,7 @@ class MacArray(wiring.Component):
         self._config = config
         super().__init__({
             "i_instr": In(InstructionStream), "o_instr": Out(InstructionStream),
-            "tile_filled": In(1), "tile_freed": Out(1),
+            "tile_filled": In(1), "tile_freed": Out(1), "route_freed": In(1),
             "tile": Out(TileReadSignature(config)),
             "operand": Out(MemoryReadSignature(config.operand_words, 8 * config.operand_word_bytes)),
             "ring_words": In(17), "ring_head": In(RING_COUNT_WIDTH), "ring_tail": Out(RING_COUNT_WIDTH),
@@ -98,6 +104,7 @@ class MacArray(wiring.Component):
         m.d.comb += [
             sequencer.tile_filled.eq(self.tile_filled),
             self.tile_freed.eq(sequencer.tile_freed),
+            sequencer.route_freed.eq(self.route_freed),
             self.tile.buffer.eq(sequencer.tile_buffer),
             self.tile.step.eq(sequencer.tile_step),
             self.operand.addr.eq(sequencer.operand_addr),
@@ -105,7 +112,7 @@ class MacArray(wiring.Component):
             sequencer.ring_head.eq(self.ring_head),
             self.ring_tail.eq(sequencer.ring_tail),
             self.events.eq(sequencer.events),
-            self.events.post.eq(blocked & ~sequencer.events.as_value().any()),
+            self.events.post.eq(sequencer.events.post | blocked & ~sequencer.events.as_value().any()),
         ]
         self._multiply(m, sequencer, dot)
         self._drain(m, sequencer, dot)

@@ -6,10 +6,18 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from moevit.config import AcceleratorConfig
-from moevit.hw.interfaces import HEAD_WIDTH, ROW_TILE_WIDTH, InstructionStream, Phase, instruction_layout
+from moevit.hw.interfaces import (
+    HEAD_WIDTH,
+    RING_COUNT_WIDTH,
+    ROW_TILE_WIDTH,
+    InstructionStream,
+    Phase,
+    instruction_layout,
+)
 from moevit.isa import Attention, Linear
 from moevit.isa.fields import OPCODE_WIDTH
 from moevit.isa.formats import COUNT, OPERAND, TILES
+from moevit.numerics.route import RouteOrder
 
 
 class Extent(data.Struct):
@@ -32,6 +40,8 @@ class Job(data.Struct):
     """What an instruction asks for, with all its constants computed."""
 
     linear: 1
+    skip: 1  #: a LINEAR without rows
+    gate: 1
     release: 1
     signed: 1  #: of LINEAR
     bank: 1
@@ -42,12 +52,14 @@ class Job(data.Struct):
     second: Loops  #: of P.V
     first_head_stride: OPERAND  #: words from a head to the next
     second_head_stride: OPERAND
+    words: RING_COUNT_WIDTH  #: that LINEAR's weights take in the ring
 
 
 class Pass(data.Struct):
-    """Everything computed from one A-tile buffer."""
+    """Everything computed from one A-tile buffer, or nothing from none (SKIP)."""
 
     phase: Phase
+    gate: 1
     row_tile: ROW_TILE_WIDTH
     head: HEAD_WIDTH
     unit: 1
@@ -55,7 +67,8 @@ class Pass(data.Struct):
     last: 1  #: of the instruction
     rows: 6  #: valid rows - 1
     signed: 1
-    release: 1  #: each step frees its weight word
+    release: 1  #: each step frees its weight word, and SKIP all of them
+    words: RING_COUNT_WIDTH  #: that SKIP frees
     loops: Loops
 
 
@@ -101,12 +114,12 @@ class InstructionSetup(wiring.Component):
             take.eq(self.i_instr.valid & self.i_instr.ready),
         ]
         is_linear = self.i_instr.payload[:OPCODE_WIDTH] == Linear.opcode
+        no_rows = linear.n_rows == 0  # only where the loader has found an empty queue
         rows = Signal(COUNT)
         length = Signal(COUNT)  # LINEAR's row, or a head's channels
         keys = Signal(COUNT)
         tiles = Signal(TILES)
         fields = Signal(Job)
-        value_stride = Signal(COUNT)
         bank = Signal()
         m.d.sync += taken.eq(take)
         with m.If(take):
@@ -117,6 +130,8 @@ class InstructionSetup(wiring.Component):
                 keys.eq(attention.n_keys - 1),
                 tiles.eq(linear.tiles - 1),
                 fields.linear.eq(is_linear),
+                fields.skip.eq(is_linear & no_rows),
+                fields.gate.eq(is_linear & (linear.route != RouteOrder.NONE)),
                 fields.release.eq(linear.release),
                 fields.signed.eq(linear.signed),
                 fields.bank.eq(bank),
@@ -130,27 +145,28 @@ class InstructionSetup(wiring.Component):
         # Cycle 2: in units of T, C and K.
         t, c, k = exact_log2(config.rows), exact_log2(config.columns), exact_log2(config.depth)
         head_tiles = Signal(COUNT)
+        factors = Signal(COUNT), Signal(COUNT)  # of the weights or of a head's share of V, in words
         counts = Signal(Job)
+        tiles_out = Mux(fields.linear, tiles, keys[c:])
+        m.d.comb += head_tiles.eq(length[c:] + 1)
         m.d.sync += [
             counted.eq(taken),
             counts.eq(fields),
-            counts.last_rows.eq(rows[:t]),
-            counts.last_row_tile.eq(rows[t:]),
-            _extent(counts.first.tiles, Mux(fields.linear, tiles, keys[c:])),
-            _extent(counts.first.steps, length[k:]),
+            counts.last_rows.eq(Mux(fields.skip, 0, rows[:t])),
+            counts.last_row_tile.eq(Mux(fields.skip, 0, rows[t:])),
+            _extent(counts.first.tiles, Mux(fields.skip, 0, tiles_out)),
+            _extent(counts.first.steps, Mux(fields.skip, 0, length[k:])),
             _extent(counts.second.tiles, length[c:]),
             _extent(counts.second.steps, keys[k:]),
-            head_tiles.eq(length[c:] + 1),
-            value_stride.eq(fields.second.stride),
+            counts.first_head_stride.eq(head_tiles << (c - k)),
+            factors[0].eq(Mux(fields.linear, length[k:] + 1, head_tiles)),
+            factors[1].eq(Mux(fields.linear, tiles + 1, fields.second.stride)),
         ]
 
-        # Cycle 3: the head strides; the only product, once per instruction.
+        # Cycle 3: the only product, once per instruction.
+        product = factors[0] * factors[1]
         with m.If(counted):
-            m.d.sync += [
-                job.eq(counts),
-                job.first_head_stride.eq(head_tiles << (c - k)),
-                job.second_head_stride.eq(head_tiles * value_stride),
-            ]
+            m.d.sync += [job.eq(counts), job.second_head_stride.eq(product), job.words.eq(product)]
         m.d.sync += ready.eq(counted | ready & ~self.o_job.ready)
         m.d.comb += self.o_job.valid.eq(ready)
         return m
@@ -208,10 +224,12 @@ class PassGenerator(wiring.Component):
         out = self.o_pass.payload
         last = Signal()
         row_tile = Mux(in_second, second["row_tile"], first["row_tile"])
+        linear = Mux(job.skip, Phase.SKIP, Phase.LINEAR)
         m.d.comb += [
             last.eq(Mux(in_second, second["last"], job.linear & first["last"])),
             self.o_pass.valid.eq(valid),
-            out.phase.eq(Mux(job.linear, Phase.LINEAR, Mux(in_second, Phase.CONTEXT, Phase.SCORES))),
+            out.phase.eq(Mux(job.linear, linear, Mux(in_second, Phase.CONTEXT, Phase.SCORES))),
+            out.gate.eq(job.gate),
             out.row_tile.eq(row_tile),
             out.head.eq(Mux(in_second, second["head"], first["head"])),
             out.unit.eq(~job.linear & Mux(in_second, second["unit"], first["unit"])),
@@ -220,6 +238,7 @@ class PassGenerator(wiring.Component):
             out.rows.eq(Mux(row_tile == job.last_row_tile, job.last_rows, self._config.rows - 1)),
             out.signed.eq(Mux(job.linear, job.signed, ~in_second)),
             out.release.eq(job.linear & job.release & first["last"]),
+            out.words.eq(job.words),
             out.loops.eq(Mux(in_second, job.second, job.first)),
             out.loops.base.eq(Mux(in_second, second["base"], first["base"])),
         ]

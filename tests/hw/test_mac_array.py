@@ -13,10 +13,12 @@ import pytest
 
 from hw.bench import run
 from moevit.config import CONFIGS
-from moevit.hw.interfaces import OPERAND_READ_LATENCY, TILE_READ_LATENCY, Phase, TileMeta, events_layout
+from moevit.hw.interfaces import OPERAND_READ_LATENCY, SLOT_WIDTH, TILE_READ_LATENCY, Phase, TileMeta, events_layout
 from moevit.hw.units.mac_array import MacArray, row_delay
+from moevit.hw.units.mac_sequencer import GATE_CREDITS
 from moevit.isa import Attention, Linear, encode
 from moevit.numerics.matmul import int_matmul
+from moevit.numerics.route import RouteOrder
 
 TINY, SQUARE, WIDE = CONFIGS["tiny"], CONFIGS["square"], CONFIGS["wide"]
 PACKED = dataclasses.replace(TINY, name="packed", packed_macs=True)
@@ -26,6 +28,14 @@ COUNT_MASK = (1 << 18) - 1
 
 def up(n, unit):
     return -(-n // unit)
+
+
+def to_word(instruction):
+    """Encoded; ``n_rows`` = 0, which only the loader makes, too."""
+    if instruction.n_rows:
+        return int.from_bytes(encode(instruction), "little")
+    n_rows = next(f for f in Linear.fields() if f.name == "n_rows")
+    return to_word(dataclasses.replace(instruction, n_rows=1)) & ~(1 << n_rows.offset)
 
 
 @dataclass
@@ -39,7 +49,7 @@ class Work:
     weights: list = field(default_factory=list)  # words in the order of the ring, each bytes
     held: list = field(default_factory=list)  # the last weights, if not released
     jobs: list = field(default_factory=list)  # A-tile contents, [T][bytes]
-    rows: list = field(default_factory=list)  # expected (meta, row, last_row, acc)
+    rows: list = field(default_factory=list)  # expected (meta, row, last_row, acc); acc None: anything
     memory: np.ndarray = None  # operand memory, [words][C * K]
 
     def __post_init__(self):
@@ -50,6 +60,7 @@ class Work:
         """Expects rows of a [T][L] times b [C][L]."""
         acc = int_matmul(a, b.T)
         meta |= {"phase": phase.value, "bank": (len(self.program) - 1) % 2}
+        meta["slot"] = (len(self.jobs) - 1) % (1 << SLOT_WIDTH)
         self.rows += [(dict(meta), i, i == n - 1, acc[i].tolist()) for i in range(n)]
 
     def _job(self, steps, signed):
@@ -59,14 +70,15 @@ class Work:
         self.jobs.append(raw)
         return raw.view(np.int8) if signed else raw
 
-    def linear(self, n_rows, length, tiles, *, signed=1, release=1):
+    def linear(self, n_rows, length, tiles, *, signed=1, release=1, gate=False):
         t, c, k = self.config.rows, self.config.columns, self.config.depth
         self.program.append(Linear(
             n_rows=n_rows, length=length, tiles=tiles, signed=signed, release=release, src=0, src_stride=0,
             dst=0, dst_stride=0, key_tile=tiles, value_tile=tiles,
+            route=RouteOrder.SOFTMAX_TOPK if gate else RouteOrder.NONE,
         ))
         steps = up(length, k)
-        words = tiles * steps
+        words = tiles * steps if n_rows or release else 0
         while len(self.held) < words:
             word = self.rng.integers(-128, 128, (c, k)).astype(np.int8)
             self.held.append(word)
@@ -78,6 +90,10 @@ class Work:
                 last_row_tile, last_column = (r + 1) * t >= n_rows, column == tiles - 1
                 self._tile(Phase.LINEAR, a, b, n, row_tile=r, column=column, head=0, unit=0,
                            last_column=last_column, last=last_row_tile and last_column)
+        if not n_rows:
+            meta = {"phase": Phase.SKIP.value, "bank": (len(self.program) - 1) % 2, "slot": None, "row_tile": 0}
+            meta |= {"column": 0, "head": 0, "unit": 0, "last_column": True, "last": True}
+            self.rows.append((meta, 0, True, None))
         if release:
             del self.held[:words]
 
@@ -143,8 +159,12 @@ class Result:
     events: list  # the event of each cycle, or None
 
 
-def simulate(work, *, late=0.0, post_delay=0, seed=0):
-    """Runs a program and compares every row; anything is ``late`` in a cycle with that probability."""
+def simulate(work, *, late=0.0, post_delay=0, route_delay=0, seed=0):
+    """Runs a program and compares every row; anything is ``late`` in a cycle with that probability.
+
+    POST is done with an instruction ``post_delay`` cycles, and with a gate's row tile ``route_delay`` cycles after the
+    last row.
+    """
     config, dut = work.config, MacArray(work.config)
     rng = np.random.default_rng(seed)
     memory = [row.tobytes() for row in work.memory]
@@ -154,9 +174,11 @@ def simulate(work, *, late=0.0, post_delay=0, seed=0):
     meta_bits = {name: (f.offset, f.width) for name, f in TileMeta.as_shape()}
 
     async def bench(ctx):
-        sent = rows = filled = written = tail = 0
+        sent = rows = filled = written = tail = finished = 0
         counted = 0  # words whose count the array sees; the memory has each a cycle later
         banks, credits = [], 2
+        routed, freed = 0, [0]  # row tiles of gates that have begun; free ones, as of each cycle
+        freeing = []
         buffers = [bytearray(config.rows * config.tile_depth), bytearray(config.rows * config.tile_depth)]
         tile_pipe, operand_pipe = [0] * TILE_READ_LATENCY, [b""] * OPERAND_READ_LATENCY
         ctx.set(dut.ring_words, work.ring_words)
@@ -169,7 +191,7 @@ def simulate(work, *, late=0.0, post_delay=0, seed=0):
             # What the others show in this cycle.
             offer = sent < len(work.program) and rng.random() >= late
             if offer:
-                ctx.set(dut.i_instr.payload, int.from_bytes(encode(work.program[sent]), "little"))
+                ctx.set(dut.i_instr.payload, to_word(work.program[sent]))
             ctx.set(dut.i_instr.valid, offer)
             banks = [until for until in banks if until is None or until > result.cycles]
             ctx.set(dut.o_instr.ready, len(banks) < 2 and rng.random() >= late)
@@ -185,14 +207,17 @@ def simulate(work, *, late=0.0, post_delay=0, seed=0):
             if written < len(work.weights) and written - tail < work.ring_words and rng.random() >= late:
                 written += 1
             ctx.set(dut.ring_head, written & COUNT_MASK)
+            due = bool(freeing) and freeing[0] <= result.cycles and rng.random() >= late
+            ctx.set(dut.route_freed, due)
+            freed.append(freed[-1] + due)
+            del freeing[:due]
             ctx.set(dut.tile.data, tile_pipe[-1])
             ctx.set(dut.operand.data, int.from_bytes(operand_pipe[-1], "little"))
 
             # What the array shows in it.
             if ctx.get(dut.o_instr.valid) and ctx.get(dut.o_instr.ready):
                 assert ctx.get(dut.i_instr.ready)
-                expected = int.from_bytes(encode(work.program[sent]), "little")
-                assert ctx.get(dut.o_instr.payload) == expected
+                assert ctx.get(dut.o_instr.payload) == to_word(work.program[sent])
                 sent += 1
                 banks.append(None)
                 result.accepted.append(result.cycles)
@@ -229,11 +254,21 @@ def simulate(work, *, late=0.0, post_delay=0, seed=0):
                 meta, row, last_row, acc = work.rows[rows]
                 got = ctx.get(dut.o_rows.meta.as_value())
                 got_meta = {name: got >> at & ((1 << width) - 1) for name, (at, width) in meta_bits.items()}
+                if meta["slot"] is None:
+                    got_meta["slot"] = None
                 place = f"row {rows} of {len(work.rows)}"
                 assert got_meta == meta, place
                 assert (ctx.get(dut.o_rows.row), ctx.get(dut.o_rows.last_row)) == (row, last_row), place
                 words = ctx.get(dut.o_rows.acc.as_value()).to_bytes(4 * config.columns, "little")
-                assert np.frombuffer(words, "<i4").tolist() == acc, place
+                assert acc is None or np.frombuffer(words, "<i4").tolist() == acc, place
+                if getattr(work.program[finished], "route", 0):
+                    first_row = meta["column"] == row == 0
+                    # Free when the tile's last step was issued; a cycle for the pulse, and one for the count.
+                    assert not first_row or routed < GATE_CREDITS + freed[result.cycles - row_delay(config) - 1]
+                    routed += first_row
+                    if meta["last_column"] and last_row:
+                        freeing.append(result.cycles + route_delay)
+                finished += meta["last"] and last_row
                 if meta["last"] and last_row:
                     banks[banks.index(None)] = result.cycles + post_delay
                 result.first_row = result.cycles if rows == 0 else result.first_row
@@ -256,7 +291,9 @@ def _issued(work):
     t, c, k = work.config.rows, work.config.columns, work.config.depth
     for i in work.program:
         row_tiles = up(i.n_rows, t)
-        if isinstance(i, Linear):
+        if not i.n_rows:
+            yield 1
+        elif isinstance(i, Linear):
             yield row_tiles * i.tiles * up(i.length, k)
         else:
             yield i.heads * row_tiles * (
@@ -270,7 +307,11 @@ def random_work(config, seed, kinds, count, *, ring_words=64):
     for _ in range(count):
         kind = rng.choice(kinds)
         n_rows = int(rng.integers(1, 3 * config.rows + 2))
-        if kind == "linear":
+        if kind == "skip":
+            work.linear(0, int(rng.integers(1, 40)), int(rng.integers(1, 4)), release=int(rng.integers(2)))
+        elif kind == "gate":
+            work.linear(n_rows, int(rng.integers(1, 40)), int(rng.integers(1, 4)), gate=True)
+        elif kind == "linear":
             tiles = int(rng.integers(1, 4))
             length = int(rng.integers(1, (ring_words // tiles) * config.depth // 2))
             repeats = int(rng.integers(1, 3))
@@ -288,6 +329,13 @@ def random_work(config, seed, kinds, count, *, ring_words=64):
 @pytest.mark.parametrize("kinds", [["linear"], ["attention"], ["linear", "attention"]], ids="-".join)
 def test_random_programs(config, kinds, late):
     simulate(random_work(config, 11, kinds, 5), late=late, post_delay=int(20 * late), seed=5)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("config", [TINY, WIDE], ids=lambda c: c.name)
+def test_random_experts(config, late):
+    work = random_work(config, 13, ["linear", "gate", "skip", "skip", "attention"], 14)
+    simulate(work, late=late, post_delay=int(20 * late), route_delay=int(50 * late), seed=6)
 
 
 def test_eight_by_eight():
@@ -338,6 +386,7 @@ def test_cycles_of_a_linear(config, n_rows, length, tiles):
     work.jobs, work.rows = work.jobs[jobs:], work.rows[rows:]
     for meta, *_ in work.rows:
         meta["bank"] = 0
+        meta["slot"] = (meta["slot"] - jobs) % (1 << SLOT_WIDTH)
     result = simulate(work)
     tile_list = work.steps()
     fewest = config.key_groups
@@ -363,6 +412,38 @@ def test_no_cycle_is_lost_between_instructions():
     result = simulate(work)
     first = result.events.index("busy")
     assert result.events[first : first + result.counts["busy"]] == ["busy"] * result.counts["busy"]
+
+
+@pytest.mark.parametrize("release", [0, 1])
+def test_cycles_of_a_skip(release):
+    work = Work(TINY, 64, np.random.default_rng(6))
+    work.linear(0, 5, 2, release=release)
+    result = simulate(work)
+    latency = MacArray.START_LATENCY + release * MacArray.JUMP_LATENCY
+    assert result.first_row == result.accepted[0] + latency + row_delay(TINY)
+
+
+def test_a_skip_waits_for_its_weights():
+    """Words that are not there yet are not freed; a jump may go round the whole ring, and ends where it began."""
+    work = Work(TINY, 12, np.random.default_rng(7))
+    work.linear(3, 12, 1)
+    for length, tiles in ((48, 1), (4, 12), (20, 2), (4, 3)):
+        work.linear(0, length, tiles)
+        work.linear(1, 4, 1)
+    work.linear(0, 12, 4, release=0)
+    work.linear(4, 12, 4)
+    assert simulate(work, late=0.5).counts["ring"] > 40
+
+
+def test_a_gate_waits_for_room():
+    """Two row tiles go ahead of POST's gate; each waits before its first step, and nothing else does."""
+    work = Work(TINY, 64, np.random.default_rng(8))
+    work.linear(16, 16, 2, gate=True)
+    work.linear(16, 16, 2)
+    counts = simulate(work, route_delay=0).counts
+    assert counts["post"] < 60  # the pipeline behind the array, twice
+    waiting = simulate(work, route_delay=1000).counts["post"] - counts["post"]
+    assert waiting == pytest.approx(1000, abs=20)
 
 
 def test_causes():
