@@ -5,7 +5,7 @@ is the hazard checker's business. Vectorised over the batch and over whole instr
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -19,6 +19,8 @@ from moevit.isa.formats import BLOCK_BYTES, DmaSource
 from moevit.numerics.fixed import requantise, saturate
 from moevit.numerics.matmul import int_matmul
 from moevit.numerics.post import OUTPUT_BITS, finish
+from moevit.numerics.route import MAX_EXPERTS, RouteOrder, route
+from moevit.sim.experts import entries, gates
 from moevit.sim.reference import attend, normalise_rows
 
 Bytes = NDArray[np.uint8]
@@ -26,11 +28,14 @@ Bytes = NDArray[np.uint8]
 
 @dataclass
 class Memories:
-    """What the machine holds for a batch of B images: all arrays are bytes."""
+    """What the machine holds for a batch of B images: arrays of bytes, and the experts' queues."""
 
     activation: Bytes  #: [B, activation words * C]
     operand: Bytes  #: [B, operand words * C * K]; only the K/V region is used
     output: Bytes  #: [B, output bytes]
+    queue: NDArray[np.uint16]  #: [B, tokens, MAX_EXPERTS]: a token's score in each expert's queue, 0 if it is not in it
+    #: by the number of each gate that has retired: how many entries each queue had then, [B, MAX_EXPERTS]
+    lengths: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
 
 Hook = Callable[[int, Memories], None]
@@ -55,8 +60,11 @@ class IsaSimulator:
     ) -> None:
         self.config, self.image, self.output_bytes = config, image, output_bytes
         self.instructions = instructions
+        self._gates = gates(instructions)
         self._steps: list[tuple[int, Callable[[Memories, Bytes], None]]] = []
         self._rings = {part: _Ring() for part in ("weight", "post", "norm")}
+        self._tokens = 0  # in the queues, at most
+        self._next_token = 0  # the first that is not in the queues, nor before one that is
         self._image = np.frombuffer(image, np.uint8)
         prepare = {Stream: self._stream, DmaIn: self._dma_in, DmaOut: self._dma_out, Linear: self._linear,
                    Attention: self._attention}  # fmt: skip
@@ -78,6 +86,7 @@ class IsaSimulator:
             np.zeros((batch, c.activation_words * c.columns), np.uint8),
             np.zeros((batch, c.operand_words * c.operand_word_bytes), np.uint8),
             np.zeros((batch, self.output_bytes), np.uint8),
+            np.zeros((batch, self._tokens, MAX_EXPERTS), np.uint16),
         )
 
     def run(self, inputs: Bytes, after: Hook | None = None, memories: Memories | None = None) -> Memories:
@@ -88,6 +97,8 @@ class IsaSimulator:
                 step(state, inputs)
             except IndexError as error:
                 raise SimulationError(str(error), where=f"instruction {number}") from error
+            if number in self._gates:
+                state.lengths[number] = (state.queue != 0).sum(axis=1)
             if after is not None:
                 after(number, state)
         return state
@@ -154,17 +165,28 @@ class IsaSimulator:
         return view
 
     def _linear(self, n: Linear) -> Callable[[Memories, Bytes], None]:
+        product = _Product(n, self.config, self._rings)
+        if n.gather or n.scatter:
+            return self._expert(n, product)
+        source = self._rows(n.src, n.src_stride, n.n_rows, product.row_words)
+        kept = None
+        if n.keep:
+            kept = self._rows(n.keep_dst, n.keep_stride, n.n_rows, layout.ceil_div(n.length, self.config.columns))
+        finish_rows = self._gate(n) if n.route else self._write(n)
+
+        def step(state: Memories, inputs: Bytes) -> None:
+            rows = source(state)
+            x = product.load(rows)
+            if kept is not None:
+                copied = n.norm == NormMode.NONE
+                kept(state)[...] = rows if copied else layout.pack_rows(x, self.config.columns, 8)
+            finish_rows(state, product.mid(x))
+
+        return step
+
+    def _write(self, n: Linear) -> Callable[[Memories, NDArray], None]:
+        """POST of an ordinary LINEAR: rows and K and V from ``mid`` [B, n_rows, tiles * C]."""
         c = self.config
-        steps = layout.ceil_div(n.length, c.depth)
-        weight_words = self._rings["weight"].take(n.tiles * steps, bool(n.release))
-        weight = layout.unpack_weights(weight_words, n.tiles, n.length, c).T.astype(np.float32)
-        bias, mult, shift = layout.unpack_post(self._rings["post"].take(n.tiles, bool(n.release)))
-        in_bits = 8 if n.norm == NormMode.NONE else 16
-        source = self._rows(n.src, n.src_stride, n.n_rows, layout.row_words(n.length, c.columns, in_bits))
-        norm = None
-        if n.norm != NormMode.NONE:
-            norm_words = self._rings["norm"].take(layout.ceil_div(n.length, c.columns), bool(n.release))
-            norm = layout.unpack_norm(norm_words, n.length)
         key, value, end = (t * c.columns for t in (n.key_tile, n.value_tile, n.tiles))
         out_bits, _ = OUTPUT_BITS[OutputType(n.out_type)]
         words = n.key_tile * (out_bits // 8)
@@ -175,15 +197,8 @@ class IsaSimulator:
         values = layout.value_address(token, np.arange(end - value), n.value_base, n.value_stride, c)
         self._check_operand(keys)
         self._check_operand(values)
-        signed_input = bool(n.signed)
 
-        def step(state: Memories, inputs: Bytes) -> None:
-            rows = source(state)
-            if norm is None:
-                x = layout.unpack_rows(rows, n.length, c.columns, 8, signed_input)
-            else:
-                x = normalise_rows(layout.unpack_rows(rows, n.length, c.columns, 16, True), n, *norm)
-            mid = requantise(int_matmul(x, weight), bias, mult, shift)
+        def write(state: Memories, mid: NDArray) -> None:
             if target is not None:
                 added = None
                 if residual is not None:
@@ -194,6 +209,61 @@ class IsaSimulator:
                 state.operand[:, keys] = saturate(mid[..., key:value], 8).astype(np.int8).view(np.uint8)
             if end > value:
                 state.operand[:, values] = saturate(mid[..., value:], 8).astype(np.int8).view(np.uint8)
+
+        return write
+
+    def _gate(self, n: Linear) -> Callable[[Memories, NDArray], None]:
+        """POST of a gate: tokens into the queues, from ``mid`` [B, n_rows, tiles * C]."""
+        if not 1 <= n.experts <= min(MAX_EXPERTS, n.tiles * self.config.columns) or not 1 <= n.top_k <= n.experts:
+            raise IndexError(f"a gate of {n.experts} experts, {n.top_k} per token, with {n.tiles} column tiles")
+        # The queues are in the order of appending, the array here in that of the tokens.
+        if n.token < self._next_token and not n.clear:
+            raise IndexError(f"token {n.token} is appended behind token {self._next_token - 1}")
+        self._next_token = n.token + n.n_rows
+        self._tokens = max(self._tokens, self._next_token)
+        rows = slice(n.token, n.token + n.n_rows)
+        limit = self.config.queue_entries
+
+        def append(state: Memories, mid: NDArray) -> None:
+            if n.clear:
+                state.queue[:] = 0
+            state.queue[:, rows, : n.experts] = route(
+                mid[..., : n.experts], n.top_k, RouteOrder(n.route), n.threshold
+            )
+            most = np.count_nonzero(state.queue, axis=(1, 2)).max(initial=0)
+            if most > limit:
+                raise IndexError(f"{most} tokens of all experts; the queues hold {limit}")
+
+        return append
+
+    def _expert(self, n: Linear, product: "_Product") -> Callable[[Memories, Bytes], None]:
+        """A LINEAR over a queue: the rows of all images of the batch as one matrix."""
+        c = self.config
+        out_bits, _ = OUTPUT_BITS[OutputType(n.out_type)]
+        words = n.key_tile * (out_bits // 8)
+        if n.norm != NormMode.NONE or not n.key_tile == n.value_tile == n.tiles:
+            raise IndexError("a LINEAR over a queue has neither LayerNorm nor K and V")
+
+        def step(state: Memories, inputs: Bytes) -> None:
+            image, place, token = entries(state.queue[:, :, n.queue])
+            if place.size and place.max() >= n.n_rows:
+                raise IndexError(f"queue {n.queue} holds {place.max() + 1} tokens, more than {n.n_rows}")
+            memory = state.activation.reshape(len(state.activation), -1, c.columns)
+
+            def rows(addr: int, row: NDArray, stride: int, size: int) -> tuple[NDArray, NDArray]:
+                return image[:, None], addr + row[:, None] * stride + np.arange(size)
+
+            source = rows(n.src, token if n.gather else place, n.src_stride, product.row_words)
+            row = token if n.scatter else place
+            mid = product.mid(product.load(memory[source].reshape(len(image), -1)))
+            added = score = None
+            if n.residual:
+                data = memory[rows(n.res, row, n.dst_stride, 2 * n.tiles)].reshape(len(image), -1)
+                added = layout.unpack_rows(data, n.tiles * c.columns, c.columns, 16, True)
+            if n.scatter:
+                score = state.queue[image, token, n.queue][:, None]
+            y = layout.pack_rows(finish(mid, n, added, score), c.columns, out_bits)
+            memory[rows(n.dst, row, n.dst_stride, words)] = y.reshape(len(image), words, c.columns)
 
         return step
 
@@ -229,6 +299,33 @@ class IsaSimulator:
             target(state)[...] = flat.astype(np.int8).view(np.uint8)
 
         return step
+
+
+class _Product:
+    """A LINEAR up to POST's first stage, with the words that it takes from the rings."""
+
+    def __init__(self, n: Linear, config: AcceleratorConfig, rings: dict[str, "_Ring"]) -> None:
+        self.linear, self.columns = n, config.columns
+        release = bool(n.release)
+        words = rings["weight"].take(n.tiles * layout.ceil_div(n.length, config.depth), release)
+        self._weight = layout.unpack_weights(words, n.tiles, n.length, config).T.astype(np.float32)
+        self._post = layout.unpack_post(rings["post"].take(n.tiles, release))
+        self._norm = None
+        if n.norm != NormMode.NONE:
+            words = rings["norm"].take(layout.ceil_div(n.length, config.columns), release)
+            self._norm = layout.unpack_norm(words, n.length)
+        #: activation words of an input row
+        self.row_words = layout.row_words(n.length, config.columns, 8 if self._norm is None else 16)
+
+    def load(self, rows: Bytes) -> NDArray:
+        """The array's operand [..., length] from input rows [..., row words * C]."""
+        n = self.linear
+        if self._norm is None:
+            return layout.unpack_rows(rows, n.length, self.columns, 8, bool(n.signed))
+        return normalise_rows(layout.unpack_rows(rows, n.length, self.columns, 16, True), n, *self._norm)
+
+    def mid(self, x: NDArray) -> NDArray[np.int64]:
+        return requantise(int_matmul(x, self._weight), *self._post)
 
 
 class _Ring:

@@ -5,16 +5,27 @@ from numpy.typing import NDArray
 
 from moevit import layout
 from moevit.config import AcceleratorConfig
-from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, Piece, Tensor
+from moevit.numerics.route import MAX_EXPERTS
+from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_QUEUE, Piece, Tensor
+
+QUEUE_WORD_BYTES = 2 * MAX_EXPERTS  #: the queues as a memory have a word for each token: its scores, little-endian
 
 
 def word_bytes(tensor: Tensor, config: AcceleratorConfig) -> int:
     """Bytes of a word of the memory that the tensor lies in."""
-    return config.columns if tensor.memory == MEMORY_ACTIVATION else config.operand_word_bytes
+    return memory_word_bytes(tensor.memory, config)
+
+
+def memory_word_bytes(memory: str, config: AcceleratorConfig) -> int:
+    """Bytes of a word of a memory; K and V lie in the operand memory."""
+    sizes = {MEMORY_ACTIVATION: config.columns, MEMORY_QUEUE: QUEUE_WORD_BYTES}
+    return sizes.get(memory, config.operand_word_bytes)
 
 
 def extent(tensor: Tensor, piece: Piece, config: AcceleratorConfig) -> tuple[int, int]:
     """First word and end word that hold a piece."""
+    if tensor.memory == MEMORY_QUEUE:
+        return tensor.addr + piece.row, tensor.addr + piece.row + piece.rows
     if tensor.memory == MEMORY_ACTIVATION:
         first = tensor.addr + piece.row * tensor.stride
         row = layout.row_words(tensor.channels, config.columns, DTYPES[tensor.dtype][0])
@@ -32,6 +43,8 @@ def _operand_bytes(tensor: Tensor, piece: Piece, config: AcceleratorConfig) -> N
 
 def extract(tensor: Tensor, piece: Piece, data: NDArray[np.uint8], config: AcceleratorConfig) -> NDArray:
     """The piece's values [B, rows, channels] from the bytes [B, (end - first) * word bytes] of its extent."""
+    if tensor.memory == MEMORY_QUEUE:
+        return queue_scores(data)[..., : tensor.channels]
     first, _ = extent(tensor, piece, config)
     bits, signed = DTYPES[tensor.dtype]
     if tensor.memory == MEMORY_ACTIVATION:
@@ -41,3 +54,8 @@ def extract(tensor: Tensor, piece: Piece, data: NDArray[np.uint8], config: Accel
         return layout.unpack_rows(rows, tensor.channels, config.columns, bits, signed)
     index = _operand_bytes(tensor, piece, config) - first * config.operand_word_bytes
     return data[:, index].view(np.int8 if signed else np.uint8)
+
+
+def queue_scores(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Scores [B, tokens, MAX_EXPERTS] from words of the queues as a memory [B, tokens * QUEUE_WORD_BYTES]."""
+    return np.ascontiguousarray(data).view("<u2").reshape(len(data), -1, MAX_EXPERTS)

@@ -1,5 +1,7 @@
 """The NumPy reference: the quantised graph over whole tensors, with no notion of tiles or addresses."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,9 @@ from moevit.numerics import layernorm, softmax
 from moevit.numerics.fixed import requantise, saturate
 from moevit.numerics.matmul import int_matmul
 from moevit.numerics.post import finish
+from moevit.numerics.route import RouteOrder, route
 from moevit.program import DTYPES, Layer, Program, Task
+from moevit.sim.experts import entries
 
 Tensors = dict[str, NDArray]
 Quantised = dict[str, NDArray[np.uint8]]
@@ -70,33 +74,49 @@ def _linear(
         columns.append(_columns(program, linear, stream, x, rows, done))
     parts = [np.concatenate(part, axis=-1) for part in zip(*columns, strict=True)]
     for name, part in zip(layer.outputs, parts, strict=False):
-        t = task.tensor(name)
-        if layer.rows == t.rows:
-            tensors[name] = part
-            continue
-        # Rows that the layer does not write keep what an earlier layer, or the residual in place, has there.
-        before = tensors.get(name, residual)
-        whole = np.zeros((len(part), t.rows, t.channels), np.int64) if before is None else before.copy()
-        whole[:, layer.output_row : last] = part
-        tensors[name] = whole
+        # Rows that the layer does not write keep what the residual in place has there.
+        _put(task, tensors, name, layer.output_row, part, residual)
+
+
+def _put(task: Task, tensors: Tensors, name: str, row: int, part: NDArray, before: NDArray | None = None) -> None:
+    """Give a tensor rows from ``row`` on; the others stay, or are those of ``before``, or 0."""
+    t = task.tensor(name)
+    if part.shape[1] == t.rows:
+        tensors[name] = part
+        return
+    before = tensors.get(name, before)
+    whole = np.zeros((len(part), t.rows, t.channels), np.int64) if before is None else before.copy()
+    whole[:, row : row + part.shape[1]] = part
+    tensors[name] = whole
 
 
 def _columns(
     program: Program, linear: Linear, stream: Stream, x: NDArray, residual: NDArray | None, first: int
 ) -> tuple[NDArray, NDArray, NDArray]:
     """What one LINEAR writes of each output (rows, K, V); its rows start at channel ``first`` of the residual."""
-    config = program.config
+    columns = program.config.columns
+    mid = _mid(program, linear, stream, _loaded(program, linear, stream, x))
+    key, value = linear.key_tile * columns, linear.value_tile * columns
+    added = None if residual is None else residual[..., first : first + key]
+    return finish(mid[..., :key], linear, added), saturate(mid[..., key:value], 8), saturate(mid[..., value:], 8)
+
+
+def _loaded(program: Program, linear: Linear, stream: Stream, x: NDArray) -> NDArray:
+    """What the loader makes of rows."""
     x = x[..., : linear.length]
-    if linear.norm != NormMode.NONE:
-        words = _part(program, stream.norm_offset, stream.norm_words, config.norm_word_bytes)
-        x = normalise_rows(x, linear, *layout.unpack_norm(words, linear.length))
+    if linear.norm == NormMode.NONE:
+        return x
+    words = _part(program, stream.norm_offset, stream.norm_words, program.config.norm_word_bytes)
+    return normalise_rows(x, linear, *layout.unpack_norm(words, linear.length))
+
+
+def _mid(program: Program, linear: Linear, stream: Stream, x: NDArray) -> NDArray[np.int64]:
+    """The product of loaded rows, after POST's first stage."""
+    config = program.config
     words = _part(program, stream.weight_offset, stream.weight_words, config.operand_word_bytes)
     weight = layout.unpack_weights(words, linear.tiles, linear.length, config)
     post = _part(program, stream.post_offset, stream.post_words, config.post_word_bytes)
-    mid = requantise(int_matmul(x, weight.T), *layout.unpack_post(post))
-    key, value = linear.key_tile * config.columns, linear.value_tile * config.columns
-    added = None if residual is None else residual[..., first : first + key]
-    return finish(mid[..., :key], linear, added), saturate(mid[..., key:value], 8), saturate(mid[..., value:], 8)
+    return requantise(int_matmul(x, weight.T), *layout.unpack_post(post))
 
 
 def normalise_rows(x: NDArray, linear: Linear, gamma: NDArray, beta: NDArray) -> NDArray[np.int64]:
@@ -136,16 +156,78 @@ def _attention(
     d = attention.head_dim
     y = attend(heads(q, d), heads(k, d), heads(v, padded), attention, lanes)
     y = y.swapaxes(1, 2).reshape(len(q), layer.rows, attention.heads * padded)
+    _put(task, tensors, layer.outputs[0], layer.output_row, y)
+
+
+def _route(
+    program: Program, task: Task, layer: Layer, instructions: Instructions, inputs: Quantised, tensors: Tensors
+) -> None:
+    row = layer.input_row
+    for i, s in zip(layer.instructions, layer.streams, strict=True):
+        gate, stream = instructions[i], instructions[s]
+        assert isinstance(gate, Linear) and isinstance(stream, Stream)
+        x = _loaded(program, gate, stream, tensors[layer.inputs[0]][:, row : row + gate.n_rows])
+        logits = _mid(program, gate, stream, x)[..., : gate.experts]
+        scores = route(logits, gate.top_k, RouteOrder(gate.route), gate.threshold)
+        for name, part in zip(layer.outputs, (scores, x), strict=False):
+            _put(task, tensors, name, row, part)
+        row += gate.n_rows
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The entries of an expert's queue: image, place in the queue and row (of the tensors of all tokens) of each."""
+
+    image: NDArray[np.int64]
+    place: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+
+def _selection(layer: Layer, linear: Linear, tensors: Tensors) -> _Selection:
+    scores = tensors[layer.inputs[1]][:, layer.input_row : layer.input_row + layer.rows, linear.queue]
+    image, place, token = entries(scores)
+    return _Selection(image, place, layer.input_row + token)
+
+
+def _gather(
+    program: Program, task: Task, layer: Layer, instructions: Instructions, inputs: Quantised, tensors: Tensors
+) -> None:
+    x = tensors[layer.inputs[0]]
     t = task.tensor(layer.outputs[0])
-    if layer.rows != t.rows:
-        whole = tensors.get(t.name)
-        whole = np.zeros((len(y), t.rows, t.channels), np.int64) if whole is None else whole.copy()
-        whole[:, layer.output_row : layer.output_row + layer.rows] = y
-        y = whole
-    tensors[t.name] = y
+    columns = []
+    for i, s in zip(layer.instructions, layer.streams, strict=True):
+        linear, stream = instructions[i], instructions[s]
+        assert isinstance(linear, Linear) and isinstance(stream, Stream)
+        entry = _selection(layer, linear, tensors)
+        rows = x[entry.image, entry.row]
+        columns.append(finish(_mid(program, linear, stream, rows[..., : linear.length]), linear, None))
+    hidden = np.zeros((len(x), t.rows, t.channels), np.int64)
+    hidden[entry.image, entry.place] = np.concatenate(columns, axis=-1)
+    tensors[t.name] = hidden
 
 
-_LAYERS = {"patches": _patches, "constant": _constant, "linear": _linear, "attention": _attention}
+def _scatter(
+    program: Program, task: Task, layer: Layer, instructions: Instructions, inputs: Quantised, tensors: Tensors
+) -> None:
+    hidden, scores, residual = (tensors[name] for name in layer.inputs)
+    name = layer.outputs[0]
+    out = tensors.get(name, residual).copy()
+    first = 0
+    for i, s in zip(layer.instructions, layer.streams, strict=True):
+        linear, stream = instructions[i], instructions[s]
+        assert isinstance(linear, Linear) and isinstance(stream, Stream)
+        entry = _selection(layer, linear, tensors)
+        mid = _mid(program, linear, stream, hidden[entry.image, entry.place][..., : linear.length])
+        channels = slice(first, first + mid.shape[-1])
+        score = scores[entry.image, entry.row, linear.queue][:, None]
+        added = out[entry.image, entry.row, channels]
+        out[entry.image, entry.row, channels] = finish(mid, linear, added, score)
+        first = channels.stop
+    tensors[name] = out
+
+
+_LAYERS = {"patches": _patches, "constant": _constant, "linear": _linear, "attention": _attention, "route": _route,
+           "gather": _gather, "scatter": _scatter}  # fmt: skip
 
 
 def decode_output(task: Task, name: str, values: NDArray) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from moevit.isa.fields import INSTRUCTION_BYTES
 from moevit.isa.formats import DmaSource
 from moevit.program import Program, Task
 from moevit.sim.dram import DramModel
+from moevit.sim.experts import ExpertBlocks, Lengths, blocks
 from moevit.sim.rtl import ImageRun
 
 
@@ -43,7 +44,11 @@ class Result:
     mac_utilisation: float | None
     stages: dict[str, dict[str, float]] | None  #: per stage, cycles by cause (see registers.COUNTERS), and idle
     layers: tuple[LayerCycles, ...] | None
-    dram_bytes: dict[str, int]  #: per inference: weights, instructions, activations
+    #: per inference: weights, instructions, activations; and of the weights, those of experts that had tokens, and
+    #: those that were read for experts that had none
+    dram_bytes: dict[str, int]
+    #: by gate, for each image: how many tokens went to each expert
+    experts: dict[str, list[list[int]]]
     dram: DramModel | None
     bit_exact: bool | None  #: None when it was not checked
     mismatch: MismatchError | None  #: the first difference, if there is one
@@ -78,6 +83,7 @@ class Result:
             "stages": self.stages,
             "layers": None if self.layers is None else [asdict(layer) for layer in self.layers],
             "dram_bytes": self.dram_bytes,
+            "experts": self.experts,
             "dram": None if self.dram is None else self.dram.as_dict(),
             "bit_exact": self.bit_exact,
             "mismatch": None if self.mismatch is None else self.mismatch.as_json(),
@@ -112,14 +118,26 @@ def stage_cycles(runs: list[ImageRun]) -> dict[str, dict[str, float]]:
     return out
 
 
-def program_dram_bytes(program: Program, task: Task) -> dict[str, int]:
-    """The bytes that a program moves, as it says itself; a bus moves whole words, so somewhat more."""
+def mean_dram_bytes(runs: list[ImageRun]) -> dict[str, int]:
+    """What an inference moves on average."""
+    return {what: round(sum(run.dram_bytes[what] for run in runs) / len(runs)) for what in runs[0].dram_bytes}
+
+
+def program_dram_bytes(program: Program, task: Task, lengths: Lengths | None = None) -> dict[str, int]:
+    """The bytes that a program moves, as it says itself; a bus moves whole words, so somewhat more.
+
+    ``lengths`` says which experts have tokens, and the mean over their images is what counts; without it all do.
+    """
     config = program.config
-    weights = activations = 0
-    for i in program.instructions(task):
+    instructions = program.instructions(task)
+    weights = experts = activations = 0
+    for i in instructions:
         if isinstance(i, Stream):
-            weights += i.norm_words * config.norm_word_bytes + i.post_words * config.post_word_bytes
-            weights += i.weight_words * config.operand_word_bytes
+            size = sum(end - first for first, end in blocks(i, config))
+            if i.predicated:
+                experts += size
+            else:
+                weights += size
         elif isinstance(i, DmaIn):
             size = i.count0 * i.count1 * i.segments * i.segment_bytes
             if i.source == DmaSource.IMAGE:
@@ -128,4 +146,9 @@ def program_dram_bytes(program: Program, task: Task) -> dict[str, int]:
                 activations += size
         elif isinstance(i, DmaOut):
             activations += i.words * config.columns
-    return {"weights": weights, "instructions": task.instructions * INSTRUCTION_BYTES, "activations": activations}
+    if lengths:
+        experts = round(float(ExpertBlocks(config, instructions).needed(lengths).sum(axis=1).mean()))
+    return {
+        "weights": weights + experts, "instructions": task.instructions * INSTRUCTION_BYTES,
+        "activations": activations, "experts": experts, "speculative": 0,
+    }  # fmt: skip

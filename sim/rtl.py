@@ -1,5 +1,6 @@
 """The rtl back-end: runs programs on the verilated machine behind the C++ harness of ``sim/rtl/``."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,10 +19,11 @@ from moevit.config import AcceleratorConfig
 from moevit.errors import SimulationError
 from moevit.isa import Instruction
 from moevit.isa.disassemble import disassemble
-from moevit.program import MEMORY_ACTIVATION, Piece, Program, Task, Tensor
+from moevit.program import MEMORY_ACTIVATION, MEMORY_QUEUE, Piece, Program, Task, Tensor
 from moevit.registers import COUNTERS, ErrorCode, Status
 from moevit.sim import pieces, verilate
 from moevit.sim.dram import DramModel
+from moevit.sim.experts import ExpertBlocks, Lengths, gates
 
 Bytes = NDArray[np.uint8]
 Progress = Callable[[int], None]
@@ -36,7 +38,9 @@ class Watch:
     """Words ``first`` … ``end - 1`` of a memory, to be copied when the ``retired``-th instruction (from 0) retires."""
 
     retired: int
-    memory: str  #: "activation" or "operand"; of the latter only what POST writes, K and V, is seen
+    #: "activation", "operand" or "queue"; of the second only what POST writes, K and V, is seen, and the third is what
+    #: ``pieces`` makes of the experts' queues
+    memory: str
     first: int
     end: int
 
@@ -47,7 +51,9 @@ class ImageRun:
 
     ``cycles`` counts from the cycle that accepts the start to the one that raises the interrupt;
     ``cycles_register`` is the machine's own count. ``retire_cycles`` has one entry per retired instruction.
-    ``dram_bytes`` counts whole bus words by what they hold.
+    ``dram_bytes`` counts whole bus words by what they hold: of the weights, ``experts`` are those of predicated
+    STREAMs whose queue was not empty, and ``speculative`` those that were read for an empty one (both only from
+    RtlSimulator). ``region_bytes`` has what was read of each region that was asked for.
     """
 
     cycles: int
@@ -61,6 +67,7 @@ class ImageRun:
     retired: int
     hung: bool
     violations: tuple[str, ...]
+    region_bytes: tuple[int, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -90,6 +97,7 @@ def run_raw(
     output_bytes: int,
     *,
     watches: Sequence[Watch] = (),
+    regions: Sequence[tuple[int, int]] = (),
     memories: bool = False,
     dram: DramModel | None = None,
     trace: Path | None = None,
@@ -110,6 +118,7 @@ def run_raw(
     inputs : [B, input bytes]; each is one run, from memories as the run before left them
     output_bytes : size of the output buffer
     watches : what to copy out of the memories when
+    regions : first and end bytes of parts of the image, one after the other, of which to count what is read
     memories : whether to return what the memories hold at the end
     dram : the memory model; the configuration's default when None
     trace : an FST file to write the waveform to
@@ -143,6 +152,7 @@ def run_raw(
     for i in order:
         w = watches[i]
         text += f"watch {w.retired} {w.memory} {w.first} {w.end}\n"
+    text += "".join(f"region {first} {end}\n" for first, end in regions)
     workers = 1 if trace is not None else max(1, min(workers, len(inputs)))
     edges = [len(inputs) * i // workers for i in range(workers + 1)]
     started = time.monotonic()
@@ -240,6 +250,7 @@ def _image_run(answer: dict) -> ImageRun:
         retired=answer["retired"],
         hung=answer["hung"],
         violations=tuple(answer["violations"]),
+        region_bytes=tuple(answer["regions"]),
     )
 
 
@@ -261,8 +272,7 @@ def _split(
 
 
 def _watch_bytes(watch: Watch, config: AcceleratorConfig) -> int:
-    word = config.columns if watch.memory == MEMORY_ACTIVATION else config.operand_word_bytes
-    return (watch.end - watch.first) * word
+    return (watch.end - watch.first) * pieces.memory_word_bytes(watch.memory, config)
 
 
 @dataclass(frozen=True)
@@ -272,6 +282,7 @@ class RtlRun:
     images: tuple[ImageRun, ...]
     outputs: Bytes  #: [B, output bytes]
     values: dict[tuple[str, Piece], NDArray]
+    lengths: Lengths
     simulated_cycles: int
     wall_s: float
 
@@ -308,6 +319,9 @@ class RtlSimulator:
         self.instructions = program.instructions(task)
         #: the program number of each instruction that retires, in order
         self.retiring = [n for n, i in enumerate(self.instructions) if i.retires]
+        self._gates = gates(self.instructions)
+        self._tokens = max((g.token + g.n_rows for g in self._gates.values()), default=0)
+        self._experts = ExpertBlocks(self.config, self.instructions)
         self.executable = verilate.build(self.config, trace_waves=trace is not None)
 
     def run(self, inputs: Bytes, *, tensors: bool = False, progress: Progress | None = None) -> RtlRun:
@@ -318,21 +332,37 @@ class RtlSimulator:
         SimulationError : the machine stopped with an error code, hung, or broke a bus protocol
         """
         wanted = [(t, p) for t in self.task.tensors for p in t.pieces] if tensors else []
+        # The queues as each gate retires, to know which experts were needed.
+        queues = [Watch(self.retiring.index(g), MEMORY_QUEUE, 0, self._tokens) for g in self._gates]
         raw = run_raw(
             self.config, self.program.image, self.task.entry, self.task.instructions, inputs, self.task.output_bytes,
-            watches=[self._watch(t, p) for t, p in wanted], dram=self.dram, trace=self.trace, workers=self.workers,
-            executable=self.executable, progress=progress,
+            watches=[*queues, *(self._watch(t, p) for t, p in wanted)], regions=self._experts.regions, dram=self.dram,
+            trace=self.trace, workers=self.workers, executable=self.executable, progress=progress,
         )  # fmt: skip
         for i, image in enumerate(raw.images):
             require_ok(image, self.instructions, where=f"rtl, image {i}")
+        lengths = {
+            gate: np.count_nonzero(pieces.queue_scores(data), axis=1)
+            for gate, data in zip(self._gates, raw.snapshots, strict=False)
+        }
         values = {
             (t.name, p): pieces.extract(t, p, data, self.config)
-            for (t, p), data in zip(wanted, raw.snapshots, strict=True)
+            for (t, p), data in zip(wanted, raw.snapshots[len(queues) :], strict=True)
         }
-        return RtlRun(raw.images, raw.outputs, values, raw.simulated_cycles, raw.wall_s)
+        return RtlRun(self._shared(raw.images, lengths), raw.outputs, values, lengths, raw.simulated_cycles, raw.wall_s)
+
+    def _shared(self, images: Sequence[ImageRun], lengths: Lengths) -> tuple[ImageRun, ...]:
+        """With the weight bytes shared out to what needed them."""
+        needed = self._experts.needed(lengths)
+        out = []
+        for image, parts in zip(images, np.broadcast_to(needed, (len(images), needed.shape[1])), strict=True):
+            spare = self._experts.speculative(np.array(image.region_bytes, np.int64), parts)
+            split = {"experts": int(parts.sum()), "speculative": int(spare.sum())}
+            out.append(dataclasses.replace(image, dram_bytes=image.dram_bytes | split))
+        return tuple(out)
 
     def _watch(self, tensor: Tensor, piece: Piece) -> Watch:
-        memory = MEMORY_ACTIVATION if tensor.memory == MEMORY_ACTIVATION else OPERAND
+        memory = tensor.memory if tensor.memory in (MEMORY_ACTIVATION, MEMORY_QUEUE) else OPERAND
         first, end = pieces.extent(tensor, piece, self.config)
         return Watch(self.retiring.index(piece.instruction), memory, first, end)
 

@@ -15,10 +15,11 @@ from moevit.errors import InputError, MismatchError
 from moevit.program import Program, Task
 from moevit.sim.check import Collector, Place, Values, check_outputs, check_values, output_values
 from moevit.sim.dram import DramModel
+from moevit.sim.experts import Lengths, join_lengths, layer_queues
 from moevit.sim.inputs import Inputs, pack, quantise
-from moevit.sim.isa import IsaSimulator
+from moevit.sim.isa import IsaSimulator, Memories
 from moevit.sim.reference import decode_output, run_reference
-from moevit.sim.result import Result, layer_cycles, program_dram_bytes, stage_cycles
+from moevit.sim.result import Result, layer_cycles, mean_dram_bytes, program_dram_bytes, stage_cycles
 from moevit.sim.rtl import ImageRun, RtlSimulator
 
 BACKENDS = ("isa", "rtl")
@@ -84,6 +85,7 @@ def simulate(
         for y in chosen.outputs
     }
     runs = run.images
+    lengths = join_lengths(run.lengths)
     config = program.config
     cycles = tuple(image.cycles for image in runs) or None
     utilisation = None
@@ -101,7 +103,8 @@ def simulate(
         mac_utilisation=utilisation,
         stages=stage_cycles(runs) if runs else None,
         layers=layer_cycles(program, chosen, runs) if runs else None,
-        dram_bytes=runs[0].dram_bytes if runs else program_dram_bytes(program, chosen),
+        dram_bytes=mean_dram_bytes(runs) if runs else program_dram_bytes(program, chosen, lengths),
+        experts=layer_queues(program, chosen, lengths),
         dram=run.dram,
         bit_exact=None if checker is None else checker.mismatch is None,
         mismatch=None if checker is None else checker.mismatch,
@@ -144,27 +147,30 @@ class _Isa:
     def __init__(self, program: Program, task: Task, checker: _Checker | None) -> None:
         self.program, self.task, self.checker = program, task, checker
         self.images: list[ImageRun] = []
+        self.lengths: list[Lengths] = []  # per batch
         self.simulator = IsaSimulator(program.config, program.image, program.instructions(task), task.output_bytes)
 
     def run(self, inputs: Inputs, progress: Progress) -> Bytes:
         """Output buffers [N, output bytes]."""
 
-        def batch(first: int) -> Bytes:
+        def batch(first: int) -> tuple[Bytes, Lengths]:
             end = min(first + ISA_BATCH, len(inputs))
-            buffers = self.batch(quantise(self.task, inputs.floats(first, end)), first)
+            memories = self.batch(quantise(self.task, inputs.floats(first, end)), first)
             progress(end - first)
-            return buffers
+            return memories.output, memories.lengths
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            return np.concatenate(list(pool.map(batch, range(0, len(inputs), ISA_BATCH))))
+            results = list(pool.map(batch, range(0, len(inputs), ISA_BATCH)))
+        self.lengths = [lengths for _, lengths in results]
+        return np.concatenate([outputs for outputs, _ in results])
 
-    def batch(self, quantised: Quantised, first: int) -> Bytes:
+    def batch(self, quantised: Quantised, first: int) -> Memories:
         """One batch, of which the first image has number ``first``; checked if that is wanted."""
         collector = None if self.checker is None else Collector(self.task, self.program.config)
         memories = self.simulator.run(pack(self.task, quantised), after=collector)
         if self.checker is not None and collector is not None:
             self.checker(quantised, collector.values, memories.output, Place("isa", first))
-        return memories.output
+        return memories
 
 
 class _Rtl:
@@ -178,6 +184,7 @@ class _Rtl:
         self.isa = _Isa(program, task, checker)
         self.dram = self.simulator.dram
         self.images: list[ImageRun] = []
+        self.lengths: list[Lengths] = []
         self.simulated_cycles = 0
 
     def run(self, inputs: Inputs, progress: Progress) -> Bytes:
@@ -188,6 +195,7 @@ class _Rtl:
             buffers = pack(self.task, quantised)
             result = self.simulator.run(buffers, tensors=self.checker is not None, progress=progress)
             self.images += result.images
+            self.lengths.append(result.lengths)
             self.simulated_cycles += result.simulated_cycles
             outputs.append(result.outputs)
             if self.checker is not None:

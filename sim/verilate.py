@@ -25,6 +25,8 @@ from moevit import registers, tools
 from moevit.config import AcceleratorConfig
 from moevit.errors import ToolError
 from moevit.isa import INSTRUCTION_BYTES
+from moevit.isa.formats import COUNT
+from moevit.sim.pieces import QUEUE_WORD_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -157,6 +159,8 @@ def _ports(config: AcceleratorConfig) -> str:
         "ACTIVATION_WORDS": config.activation_words,
         "OPERAND_WORD_BYTES": config.operand_word_bytes,
         "OPERAND_WORDS": config.operand_words,
+        "QUEUE_WORD_BYTES": QUEUE_WORD_BYTES,
+        "QUEUE_TOKENS": 1 << COUNT,
         "INSTRUCTION_BYTES": INSTRUCTION_BYTES,
         "COUNTERS": len(registers.COUNTERS),
         "COUNTER_BASE": registers.COUNTER_BASE,

@@ -7,12 +7,14 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cinttypes>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -111,6 +113,11 @@ struct Region {
     bool holds(uint64_t addr) const { return addr >= base && addr - base + AXI_BYTES <= data.size(); }
 };
 
+// Part of the image, from byte `first` to before byte `end`, of which is counted how much is read.
+struct Counted {
+    uint64_t first = 0, end = 0, bytes = 0;
+};
+
 struct DramParameters {
     double bytes_per_cycle = 16;
     uint32_t latency = 60;
@@ -155,6 +162,7 @@ public:
     uint64_t program_begin = 0, program_end = 0;  // addresses of the running program's instructions
     Violations violations;
     uint64_t read_bytes[KINDS] = {}, written_bytes = 0;
+    std::vector<Counted> regions;  // do not overlap, in the order of their bytes
     uint64_t transfers = 0;  // handshakes on any port: progress
 
     Dram(const DramParameters& parameters, std::vector<ReadPins> reads, WritePins write)
@@ -168,6 +176,7 @@ public:
     void clear_counts() {
         memset(read_bytes, 0, sizeof read_bytes);
         written_bytes = 0;
+        for (Counted& region : regions) region.bytes = 0;
     }
 
     bool writes_outstanding() const { return !write.bursts.empty() || !write.responses.empty() || write.bvalid; }
@@ -234,6 +243,12 @@ private:
         return nullptr;
     }
 
+    void count(uint64_t offset) {
+        const auto after = std::upper_bound(regions.begin(), regions.end(), offset,
+                                            [](uint64_t at, const Counted& region) { return at < region.first; });
+        if (after != regions.begin() && offset < std::prev(after)->end) std::prev(after)->bytes += AXI_BYTES;
+    }
+
     bool take_tokens() {
         if (tokens < int64_t(AXI_BYTES) * UNIT) return false;
         tokens -= int64_t(AXI_BYTES) * UNIT;
@@ -253,6 +268,7 @@ private:
                 memcpy(port.pins.data, &region->data[burst.addr - region->base], AXI_BYTES);
                 const bool program = burst.addr >= program_begin && burst.addr < program_end;
                 read_bytes[program ? PROGRAM : region->kind] += AXI_BYTES;
+                if (region == &image) count(burst.addr - image.base);
             }
             *port.pins.resp = region == nullptr ? 3 : 0;
             *port.pins.last = burst.beats == 1;

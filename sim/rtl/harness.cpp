@@ -19,6 +19,9 @@ static void print(uint64_t index, const Outcome& outcome, const Machine& machine
     print_list("retire_cycles", machine.retire_cycles);
     for (int kind = 0; kind < KINDS; kind++)
         printf("\"read_%s\":%" PRIu64 ",", KIND_NAMES[kind], machine.dram.read_bytes[kind]);
+    std::vector<uint64_t> regions;
+    for (const Counted& region : machine.dram.regions) regions.push_back(region.bytes);
+    print_list("regions", regions);
     printf("\"written\":%" PRIu64 ",\"snapshot_bytes\":%zu,\"violations\":[", machine.dram.written_bytes, machine.snapshots.size());
     const std::vector<std::string>& list = machine.dram.violations.list;
     for (size_t i = 0; i < list.size(); i++) printf("%s\"%s\"", i ? "," : "", list[i].c_str());
@@ -56,6 +59,7 @@ int main(int argc, char** argv) {
     std::copy(image.begin(), image.end(), dram.image.data.begin());
     dram.program_begin = image_base + job.entry;
     dram.program_end = dram.program_begin + job.instructions * INSTRUCTION_BYTES;
+    dram.regions = job.regions;
     std::vector<uint8_t> inputs;
     if (job.input_bytes) inputs = read_file(job.inputs);
     if (inputs.size() != job.input_bytes * job.count) fail("the inputs have the wrong size");

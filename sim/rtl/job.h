@@ -10,7 +10,7 @@
 
 #include "dram.h"
 
-enum Memory { ACTIVATION, OPERAND };
+enum Memory { ACTIVATION, OPERAND, QUEUE };
 
 // Words of a memory that are to be copied out when the instruction that retires as number `retired` (from 0) does.
 struct Watch {
@@ -28,6 +28,7 @@ struct Job {
     bool soft_reset = true;  // between inputs
     DramParameters dram;
     std::vector<Watch> watches;  // in the order of `retired`
+    std::vector<Counted> regions;
 };
 
 [[noreturn]] inline void fail(const std::string& what) {
@@ -66,8 +67,12 @@ inline Job read_job(const char* path) {
         else if (key == "watch") {
             Watch watch{};
             in >> watch.retired >> memory >> watch.first >> watch.end;
-            watch.memory = memory == "activation" ? ACTIVATION : OPERAND;
+            watch.memory = memory == "activation" ? ACTIVATION : memory == "queue" ? QUEUE : OPERAND;
             job.watches.push_back(watch);
+        } else if (key == "region") {
+            Counted region{};
+            in >> region.first >> region.end;
+            job.regions.push_back(region);
         } else fail("unknown key in the job: " + key);
         if (in.fail()) fail("cannot read in the job: " + line);
     }

@@ -45,6 +45,18 @@ private:
     size_t word_bytes;
 };
 
+// The experts' queues as their trace ports tell it: a word for each token, with its score in each queue, else 0.
+class Queues : public Shadow {
+public:
+    Queues() : Shadow(QUEUE_TOKENS, QUEUE_WORD_BYTES) {}
+
+    void append(size_t token, size_t expert, uint16_t score) {
+        const uint8_t bytes[2] = {uint8_t(score), uint8_t(score >> 8)};
+        const size_t at = token * QUEUE_WORD_BYTES + 2 * expert;
+        if (at + 2 <= data.size()) memcpy(&data[at], bytes, 2);
+    }
+};
+
 template <typename T>
 uint8_t* bytes_of(T& port) { return reinterpret_cast<uint8_t*>(&port); }
 template <typename T>
@@ -131,6 +143,7 @@ public:
         next_watch = 0;
         activation.clear();
         operand.clear();
+        queues.clear();
         dram.clear_counts();
         Outcome outcome;
         start_cycle = UINT64_MAX;  // set when the write to CONTROL is accepted
@@ -151,6 +164,7 @@ public:
 
 private:
     Shadow activation, operand;
+    Queues queues;
     Stall pauses;
 #if VM_TRACE
     VerilatedFstC fst;
@@ -188,10 +202,19 @@ private:
             activation.write(top.trace_act_pair, 2 * ACTIVATION_WORD_BYTES, bytes_of(top.trace_act_data), bytes_of(top.trace_act_mask));
             progress_cycle = cycle;
         }
+        if (top.trace_load_valid) {
+            activation.write(top.trace_load_pair, 2 * ACTIVATION_WORD_BYTES, bytes_of(top.trace_load_data), bytes_of(top.trace_load_mask));
+            progress_cycle = cycle;
+        }
         if (top.trace_dma_valid)
             activation.write(top.trace_dma_pair, 2 * ACTIVATION_WORD_BYTES, bytes_of(top.trace_dma_data), bytes_of(top.trace_dma_mask));
         if (top.trace_kv_valid) {
             operand.write(top.trace_kv_addr, OPERAND_WORD_BYTES, bytes_of(top.trace_kv_data), bytes_of(top.trace_kv_mask));
+            progress_cycle = cycle;
+        }
+        if (top.trace_queue_clear) queues.clear();
+        if (top.trace_queue_valid) {
+            queues.append(top.trace_queue_token, top.trace_queue_expert, top.trace_queue_score);
             progress_cycle = cycle;
         }
         if (top.trace_retire) retire();
@@ -205,7 +228,8 @@ private:
     void retire() {
         for (; next_watch < job.watches.size() && job.watches[next_watch].retired == retire_cycles.size(); next_watch++) {
             const Watch& watch = job.watches[next_watch];
-            (watch.memory == ACTIVATION ? activation : operand).copy(watch.first, watch.end, snapshots);
+            const Shadow& memory = watch.memory == ACTIVATION ? activation : watch.memory == QUEUE ? queues : operand;
+            memory.copy(watch.first, watch.end, snapshots);
         }
         retire_cycles.push_back(cycle - start_cycle);
         progress_cycle = cycle;

@@ -27,6 +27,10 @@ module moevit #(parameter [63:0] DIGEST = 0) (
   input [127:0] m_axi_w0_rdata, input [1:0] m_axi_w0_rresp, input m_axi_w0_rlast, input m_axi_w0_rvalid,
   output m_axi_w0_rready,
   output trace_retire,
+  output trace_load_valid, output [16:0] trace_load_pair, output [15:0] trace_load_mask,
+  output [127:0] trace_load_data,
+  output trace_queue_clear, output trace_queue_valid, output [5:0] trace_queue_expert, output [12:0] trace_queue_token,
+  output [15:0] trace_queue_score,
   output trace_act_valid, output [16:0] trace_act_pair, output [15:0] trace_act_mask, output [127:0] trace_act_data,
   output trace_dma_valid, output [16:0] trace_dma_pair, output [15:0] trace_dma_mask, output [127:0] trace_dma_data,
   output trace_kv_valid, output [11:0] trace_kv_addr, output [31:0] trace_kv_mask, output [255:0] trace_kv_data);
@@ -128,6 +132,16 @@ module moevit #(parameter [63:0] DIGEST = 0) (
   assign trace_act_pair = 1000;
   assign trace_act_mask = 16'h0081;
   assign trace_act_data = ~word;
+  assign trace_load_valid = written && index == 3;
+  assign trace_load_pair = 2000;
+  assign trace_load_mask = 16'h8001;
+  assign trace_load_data = ~word;
+  // Beat n brings token n into the queue of expert 63 - n, with the beat's first bytes as its score.
+  assign trace_queue_clear = written && index == 2;
+  assign trace_queue_valid = written;
+  assign trace_queue_expert = 63 - index;
+  assign trace_queue_token = index;
+  assign trace_queue_score = word;
   assign trace_kv_valid = written && index == 1;
   assign trace_kv_addr = 4095;
   assign trace_kv_mask = 32'h80000001;

@@ -9,7 +9,7 @@ from moevit.config import get_config
 from moevit.errors import InputError, SimulationError, ToolError
 from moevit.isa import Begin, DmaOut, End
 from moevit.registers import COUNTER_BASE, ErrorCode, Status
-from moevit.sim import verilate
+from moevit.sim import pieces, verilate
 from moevit.sim.dram import DramModel
 from moevit.sim.rtl import OUTPUT_FILL, Watch, require_ok, run_raw
 
@@ -43,7 +43,10 @@ def run(stub, mode, *, inputs=None, image_bytes=4096, dram=None, **options):
 def test_copies(stub, seed, soft_reset):
     rng = np.random.default_rng(7)
     inputs = rng.integers(0, 256, (5, 40 * BEAT), np.uint8)
-    watches = [Watch(39, "activation", 0, 80), Watch(2, "activation", 0, 8), Watch(2, "operand", 4095, 4096)]
+    watches = [
+        Watch(39, "activation", 0, 80), Watch(2, "activation", 0, 8), Watch(2, "operand", 4095, 4096),
+        Watch(1, "queue", 0, 2), Watch(39, "queue", 1, 9),
+    ]  # fmt: skip
     result = run(
         stub, COPY, inputs=inputs, dram=DramModel(bytes_per_cycle=32, seed=seed), soft_reset=soft_reset,
         watches=watches, memories=True, workers=2,
@@ -51,7 +54,7 @@ def test_copies(stub, seed, soft_reset):
     assert all(image.ok for image in result.images)
     assert np.array_equal(result.outputs, inputs)
     # The snapshots come in the order of the watches and hold what was written by then.
-    whole, early, operand = result.snapshots
+    whole, early, operand, queues, cleared = result.snapshots
     assert np.array_equal(whole, inputs)
     assert np.array_equal(early[:, : 3 * BEAT], inputs[:, : 3 * BEAT])
     assert not early[:, 3 * BEAT :].any()
@@ -59,6 +62,17 @@ def test_copies(stub, seed, soft_reset):
     second = ~inputs[:, BEAT : 2 * BEAT]
     assert np.array_equal(operand[:, [0, 31]], second[:, [0, 15]])
     assert not operand[:, 1:31].any()
+    # A queue entry is a token's score with an expert; clear forgets those of earlier cycles.
+    beats = inputs.reshape(5, 40, BEAT)
+    scores = pieces.queue_scores(queues)
+    assert np.array_equal(scores[:, [0, 1], [63, 62]], beats[:, :2, :2].copy().view("<u2")[..., 0])
+    assert np.count_nonzero(scores) == np.count_nonzero(scores[:, [0, 1], [63, 62]])
+    scores = pieces.queue_scores(cleared)
+    assert not scores[:, 0].any()
+    assert np.array_equal(scores[:, range(1, 8), range(61, 54, -1)], beats[:, 2:9, :2].copy().view("<u2")[..., 0])
+    kept = result.activation[:, 2000 * BEAT : 2001 * BEAT]
+    assert np.array_equal(kept[:, [0, 15]], ~beats[:, 3, [0, 15]])
+    assert not kept[:, 1:15].any()
     pair = result.activation[:, 1000 * BEAT : 1001 * BEAT]
     assert np.array_equal(pair[:, [0, 7]], ~inputs[:, [0, 7]])
     assert not pair[:, 8:].any()
@@ -95,6 +109,13 @@ def test_bandwidth(stub, bytes_per_cycle):
     image = run(stub, READ_MUCH, image_bytes=size, dram=dram).images[0]
     assert image.dram_bytes == {"weights": 2 * size, "instructions": 0, "activations": 0}
     assert image.cycles == pytest.approx(2 * size / bytes_per_cycle, rel=0.03, abs=100)
+
+
+def test_counts_what_is_read_of_regions(stub):
+    """Each byte of the image is read once on each of two ports."""
+    result = run(stub, READ_MUCH, image_bytes=8192, regions=[(0, 64), (64, 1024), (4096, 8192)])
+    for image in result.images:
+        assert image.region_bytes == (128, 1920, 8192)
 
 
 def test_hang_is_reported(stub):

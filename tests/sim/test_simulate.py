@@ -244,7 +244,8 @@ def test_simulate_json(saved, tmp_path, capfd, backend):
     assert result["bit_exact"] is True
     assert result["images"] == 2
     assert (result["cycles"] is None) == (backend == "isa")
-    assert result["dram_bytes"].keys() == {"weights", "instructions", "activations"}
+    assert result["dram_bytes"].keys() == {"weights", "instructions", "activations", "experts", "speculative"}
+    assert result["experts"] == {}
     expected = program_of(SMALL, "tiny").run(saved / "inputs.npz", limit=2).outputs
     with np.load(tmp_path / "o.npz") as outputs:
         assert set(outputs.files) == set(expected)
