@@ -4,13 +4,14 @@ from typing import Any
 
 from amaranth import *
 from amaranth.lib import data, enum, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
 from moevit.config import STREAM_QUEUE_DEPTH, AcceleratorConfig
 from moevit.errors import ConfigError
 from moevit.hw.interfaces import (
+    QUEUE_COUNT_LATENCY,
     REQUEST_BEATS_WIDTH,
     RING_COUNT_WIDTH,
     InstructionStream,
@@ -21,11 +22,14 @@ from moevit.hw.interfaces import (
     read_data_signature,
     request_signature,
 )
+from moevit.hw.units.arithmetic import delay
 from moevit.isa import INSTRUCTION_WIDTH, Stream
 from moevit.isa.fields import OPCODE_WIDTH
-from moevit.isa.formats import BLOCK_BYTES
+from moevit.isa.formats import BLOCK_BYTES, QUEUE
 
 PART_QUEUE_DEPTH = 16  #: parts that have been requested and wait for their data
+BROUGHT_QUEUE_DEPTH = 16  #: predicated STREAMs that are settled and whose LINEAR the loader has not asked about
+DECIDE_LATENCY = 1 + QUEUE_COUNT_LATENCY  #: from a predicated STREAM to the first cycle that may settle it
 WORDS_WIDTH = 17
 
 
@@ -63,9 +67,12 @@ class StreamRequester(wiring.Component):
 
     Members: those of Streamer of the same names, and
     o_part : Out(stream of PART_LAYOUT), each part before its requests
+    o_brought : Out(stream of 1), as Streamer's, not buffered
     busy : Out(1), an instruction is queued
+    undecided : Out(1), it waits to know whether a queue is empty
 
-    Throughput: 3 + P cycles per part, 2 for one of no words.
+    Throughput: 3 + P cycles per part, 2 for one of no words; DECIDE_LATENCY before the first part of a predicated
+    STREAM, 1 + DECIDE_LATENCY for one that is skipped.
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -77,8 +84,13 @@ class StreamRequester(wiring.Component):
             "image_bytes": In(32),
             "o_request": Out(request_signature(config)).array(config.weight_ports),
             "o_part": Out(stream.Signature(PART_LAYOUT)),
+            "retired": In(16),
+            "queue": Out(QUEUE),
+            "queue_filled": In(1),
+            "o_brought": Out(stream.Signature(1)),
             "fault": Out(1),
             "busy": Out(1),
+            "undecided": Out(1),
         })
 
     def elaborate(self, platform):
@@ -110,6 +122,12 @@ class StreamRequester(wiring.Component):
             m.d.comb += [request.payload.addr.eq(addr), request.payload.beats.eq(beats)]
         m.d.comb += self.o_part.payload.eq(part)
 
+        # Whether the queue is complete is taken from no later than the question, so that the answer counts all.
+        ahead, asked = Signal(16), Signal(range(DECIDE_LATENCY))
+        skip = Signal()
+        m.d.sync += [ahead.eq(self.retired - instr.wait), self.queue.eq(instr.queue)]
+        complete = delay(m, ~ahead[-1], QUEUE_COUNT_LATENCY, name="complete")
+
         with m.FSM(name="requests"):
             with m.State("SELECT"):
                 with m.Switch(part.kind):
@@ -121,6 +139,23 @@ class StreamRequester(wiring.Component):
                         m.d.sync += [block.eq(instr.weight_offset), part.words.eq(instr.weight_words)]
                 with m.If(queue.r_rdy):
                     m.next = "SIZE"
+                with m.If(queue.r_rdy & instr.predicated & (part.kind == Part.NORM)):
+                    m.next = "DECIDE"
+            with m.State("DECIDE"):
+                with m.If(asked != DECIDE_LATENCY - 1):
+                    m.d.sync += asked.eq(asked + 1)
+                with m.Else():
+                    m.d.comb += [
+                        self.o_brought.valid.eq(complete | instr.speculative),
+                        self.o_brought.payload.eq(~complete | self.queue_filled),
+                        self.undecided.eq(~self.o_brought.valid),
+                    ]
+                    with m.If(self.o_brought.valid & self.o_brought.ready):
+                        m.d.sync += asked.eq(0)
+                        m.d.comb += skip.eq(~self.o_brought.payload)
+                        m.next = "SIZE"
+                        with m.If(skip):
+                            m.next = "SELECT"
             with m.State("SIZE"):
                 total = Signal(WORDS_WIDTH + exact_log2(max(self.beats.values()) * ports) + byte_bits)
                 for kind, count in self.beats.items():
@@ -154,7 +189,7 @@ class StreamRequester(wiring.Component):
 
         with m.If(done):
             m.d.sync += part.kind.eq(Mux(part.kind == Part.WEIGHTS, Part.NORM, part.kind.as_value() + 1))
-            m.d.comb += queue.r_en.eq(part.kind == Part.WEIGHTS)
+        m.d.comb += queue.r_en.eq(skip | done & (part.kind == Part.WEIGHTS))
         m.d.comb += self.busy.eq(queue.r_rdy)
         return m
 
@@ -300,7 +335,9 @@ def ring_members(config: AcceleratorConfig) -> dict[str, object]:
 class Streamer(wiring.Component):
     """Executes STREAM instructions: LayerNorm parameters, POST parameters and weights, in this order.
 
-    Requests run ahead of the data by as much as the ports' FIFOs hold; ring room is needed only to write.
+    Requests run ahead of the data by as much as the ports' FIFOs hold; ring room is needed only to write. A
+    predicated STREAM keeps those behind it waiting until the retired count has reached its ``wait``, unless it
+    is speculative, and also while BROUGHT_QUEUE_DEPTH bits of earlier ones have not been taken.
     Word w of a part is the concatenation of word w of each port's slice, port 0 lowest.
 
     Parameters
@@ -320,13 +357,19 @@ class Streamer(wiring.Component):
     ring_head, post_head, norm_head : Out(RING_COUNT_WIDTH), words written since reset; counts a word from the
         cycle after its write on
     ring_tail, post_tail, norm_tail : In(RING_COUNT_WIDTH), words freed since reset
+    retired : In(16), instructions retired: a queue is complete when a STREAM's ``wait`` is reached
+    queue : Out(QUEUE), queue_filled : In(1), whether the queue of QUEUE_COUNT_LATENCY cycles ago is not empty
+    o_brought : Out(stream of 1), for each predicated STREAM, in order: whether it brings its words. There as soon
+        as that is settled; the words come later
     fault : Out(1), a part ends beyond ``image_bytes``; nothing of it was requested. Until reset
     busy : Out(1), something is queued or on its way
     events : Out(events_layout("stream"))
 
     Latency: 4 cycles from an instruction to its first request, 2 more for each empty part before; 2 cycles
-    from the last beat of a word to its write.
-    Throughput: one beat of every port per cycle: a part of W words takes W * word bytes / (P * bus bytes).
+    from the last beat of a word to its write. A predicated STREAM takes DECIDE_LATENCY more; its bit is there
+    DECIDE_LATENCY + 2 cycles after the retired count that it has waited for.
+    Throughput: one beat of every port per cycle: a part of W words takes W * word bytes / (P * bus bytes). A
+    skipped STREAM takes 1 + DECIDE_LATENCY cycles.
 
     Raises
     ------
@@ -343,6 +386,10 @@ class Streamer(wiring.Component):
             "o_request": Out(request_signature(config)).array(config.weight_ports),
             "i_data": In(read_data_signature(config)).array(config.weight_ports),
             **ring_members(config),
+            "retired": In(16),
+            "queue": Out(QUEUE),
+            "queue_filled": In(1),
+            "o_brought": Out(stream.Signature(1)),
             "fault": Out(1),
             "busy": Out(1),
             "events": Out(events_layout("stream")),
@@ -358,7 +405,19 @@ class Streamer(wiring.Component):
         m.submodules.requester = requester = StreamRequester(self.config)
         m.submodules.assembler = assembler = StreamAssembler(self.config)
         m.submodules.parts = parts = SyncFIFO(width=PART_LAYOUT.size, depth=PART_QUEUE_DEPTH)
+        m.submodules.brought = brought = SyncFIFOBuffered(width=1, depth=BROUGHT_QUEUE_DEPTH)
         connect(m, flipped(self.i_instr), requester.i_instr)
+        m.d.comb += [
+            requester.retired.eq(self.retired),
+            self.queue.eq(requester.queue),
+            requester.queue_filled.eq(self.queue_filled),
+            brought.w_data.eq(requester.o_brought.payload),
+            brought.w_en.eq(requester.o_brought.valid),
+            requester.o_brought.ready.eq(brought.w_rdy),
+            self.o_brought.payload.eq(brought.r_data),
+            self.o_brought.valid.eq(brought.r_rdy),
+            brought.r_en.eq(self.o_brought.ready),
+        ]
         m.d.comb += [
             requester.image_base.eq(self.image_base),
             requester.image_bytes.eq(self.image_bytes),
@@ -384,5 +443,6 @@ class Streamer(wiring.Component):
             self.fault.eq(requester.fault),
             self.busy.eq(requester.busy | assembler.busy | self.operand.valid | self.post.en | self.norm.en),
             self.events.eq(assembler.events),
+            self.events.queue.eq(requester.undecided & ~assembler.events.as_value().any()),
         ]
         return m

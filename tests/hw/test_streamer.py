@@ -7,11 +7,12 @@ from amaranth import Module
 from amaranth.lib import wiring
 
 from hw.axi_model import AxiMemory
-from hw.bench import put, run
+from hw.bench import get, put, run
 from moevit.config import CONFIGS, STREAM_QUEUE_DEPTH
 from moevit.errors import ConfigError
+from moevit.hw.interfaces import QUEUE_COUNT_LATENCY
 from moevit.hw.units.axi_read import AxiReadPort
-from moevit.hw.units.streamer import Part, Streamer
+from moevit.hw.units.streamer import BROUGHT_QUEUE_DEPTH, DECIDE_LATENCY, Part, Streamer
 from moevit.isa import Stream, encode
 
 BASE = 0x3_4000_0000
@@ -45,7 +46,8 @@ class Bench:
         self.written = {name: [] for name in RING}
         self.times = {name: [] for name in RING}
         self.tails = dict.fromkeys(RING, 0)
-        self.events = {"busy": 0, "ring": 0, "dram": 0}
+        self.events = {"busy": 0, "ring": 0, "dram": 0, "queue": 0}
+        self.filled = set()  # queues that are not empty
         self.cycle = 0
 
     def module(self):
@@ -99,6 +101,7 @@ class Bench:
             self.cycle += 1
             for cause in self.events:
                 self.events[cause] += getattr(events, cause)
+            assert not (events.queue and (events.busy or events.ring or events.dram))
             assert mask == (1 << self.sizes["weight"]) - 1
             for i, name in enumerate(RING):
                 write, addr, word, head = rest[4 * i : 4 * i + 4]
@@ -110,14 +113,22 @@ class Bench:
                     self.times[name].append(self.cycle)
                     heads[name] += 1
 
-    def run(self, process, **options):
+    async def answer(self, ctx):
+        """Background: says of the queue of QUEUE_COUNT_LATENCY cycles ago what it held then."""
+        answers = [0] * QUEUE_COUNT_LATENCY
+        while True:
+            ctx.set(self.streamer.queue_filled, answers.pop(0))
+            _, _, queue = await ctx.tick().sample(self.streamer.queue)
+            answers.append(queue in self.filled)
+
+    def run(self, process, background=(), **options):
         ports = [p for i, port in enumerate(self.ports) for p in [self.memory.read_port(port.axi, seed=i)]]
 
         async def bench(ctx):
             await self.setup(ctx)
             await process(ctx)
 
-        run(self.module(), bench, background=[self.collect, *ports], **options)
+        run(self.module(), bench, background=[self.collect, self.answer, *ports, *background], **options)
 
 
 def blocks(count, seed):
@@ -280,6 +291,148 @@ def test_queue_depth():
         assert taken >= STREAM_QUEUE_DEPTH
 
     bench.memory.size = 1 << 30
+    bench.run(process)
+
+
+def predicated(count, seed):
+    """Predicated blocks, each with a queue of its own and a later ``wait``, among others; and the queues filled."""
+    rng = random.Random(seed)
+    program, filled, wait = [], set(), 1
+    for block in blocks(count, seed):
+        program.append(block)
+        if rng.random() < 0.7:
+            wait += rng.randrange(3)
+            values = {"predicated": 1, "queue": len(program) * 3 % 64, "wait": (START + wait) % (1 << 16)}
+            program[-1] = dataclasses.replace(block, norm_words=0, **values, speculative=rng.randrange(2))
+            if rng.random() < 0.5:
+                filled.add(program[-1].queue)
+    return program, filled
+
+
+START = (1 << 16) - 4  #: a retired count that soon wraps
+
+
+@pytest.mark.parametrize(("pace", "stall"), [(0.02, 0.0), (0.1, 0.9), (1.0, 0.0), (1.0, 0.8)])
+def test_predicated(pace, stall):
+    """A queue gets its entries in the cycle in which the retired count says so, and no earlier."""
+    bench = Bench(TINY, seed=4, latency=10, jitter=10)
+    program, filled = predicated(24, seed=5)
+    asking = [b for b in program if b.predicated]
+    brought, complete_at, settled_at = [], {}, []
+
+    async def retire(ctx):
+        rng, retired = random.Random(6), START
+        while True:
+            ctx.set(bench.streamer.retired, retired % (1 << 16))
+            for i, block in enumerate(asking):
+                if (retired - block.wait) % (1 << 16) < 1 << 15 and i not in complete_at:
+                    complete_at[i] = bench.cycle
+                    bench.filled |= {block.queue} & filled
+            await ctx.tick()
+            retired += rng.random() < pace
+
+    async def settle(ctx):
+        bit = bench.streamer.o_brought
+        for block in asking:
+            brought.extend(await get(ctx, bit, 1, stall=stall, seed=block.queue))
+            settled_at.append(bench.cycle)
+
+    async def process(ctx):
+        await put(ctx, bench.streamer.i_instr, [int.from_bytes(encode(b), "little") for b in program])
+        await ctx.tick().until(~bench.streamer.busy)
+        while len(brought) < len(asking):
+            await ctx.tick()
+        await ctx.tick().repeat(2)
+
+    bench.run(process, background=[retire, settle])
+    for i, (block, bit) in enumerate(zip(asking, brought, strict=True)):
+        if bit == 0:
+            assert block.queue not in filled
+            assert settled_at[i] > complete_at[i]
+        elif block.queue not in filled:
+            assert block.speculative
+    assert {0, 1} == set(brought)
+    bits = iter(brought)
+    taken = [block for block in program if not block.predicated or next(bits)]
+    for part in RING:
+        assert bench.written[part] == [
+            word
+            for block in taken
+            for word in bench.words(part, getattr(block, f"{part}_offset"), getattr(block, f"{part}_words"))
+        ]
+    assert (bench.events["queue"] > 100) == (pace < 0.1)
+    speculated = sum(bit for block, bit in zip(asking, brought, strict=True) if block.queue not in filled)
+    assert speculated or pace == 1
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_latency_of_a_predicated_block(filled):
+    bench = Bench(TINY)
+    bench.filled = {5} if filled else set()
+    block = Stream(weight_words=1, predicated=1, queue=5, wait=3)
+    delays = {}
+
+    async def process(ctx):
+        dut = bench.streamer
+        for name, retired in (("decided", 3), ("waits", 2)):
+            ctx.set(dut.retired, retired)
+            await put(ctx, dut.i_instr, [int.from_bytes(encode(block), "little")])
+            if name == "waits":
+                await ctx.tick().repeat(100)
+                assert not ctx.get(dut.o_brought.valid)
+                assert bench.events["queue"] > 90
+                ctx.set(dut.retired, 3)
+            cycles = 0
+            while not (ctx.get(dut.o_brought.valid) and (not filled or ctx.get(dut.o_request[0].valid))):
+                if ctx.get(dut.o_brought.valid):
+                    delays.setdefault(f"{name} bit", cycles)
+                await ctx.tick()
+                cycles += 1
+            delays.setdefault(f"{name} bit", cycles)
+            delays[f"{name} request"] = cycles
+            assert await get(ctx, dut.o_brought, 1) == [filled]
+            await ctx.tick().until(~dut.busy)
+
+    bench.run(process)
+    bit, request = DECIDE_LATENCY + 2, 7 + DECIDE_LATENCY if filled else DECIDE_LATENCY + 2
+    assert delays == {"decided bit": bit, "decided request": request, "waits bit": bit, "waits request": request}
+
+
+def test_untaken_bits_keep_the_next_waiting():
+    bench = Bench(TINY)
+    block = Stream(weight_words=1, predicated=1)
+
+    async def process(ctx):
+        dut = bench.streamer
+        ctx.set(dut.i_instr.payload, int.from_bytes(encode(block), "little"))
+        ctx.set(dut.i_instr.valid, 1)
+        accepted = 0
+        for _ in range(300):
+            _, _, ready = await ctx.tick().sample(dut.i_instr.ready)
+            accepted += ready
+        assert accepted == BROUGHT_QUEUE_DEPTH + STREAM_QUEUE_DEPTH
+        ctx.set(dut.i_instr.valid, 0)
+        assert await get(ctx, dut.o_brought, accepted, stall=0.5) == [0] * accepted
+        assert not ctx.get(dut.busy)
+
+    bench.run(process)
+    assert not bench.memory.reads
+    assert bench.events["queue"] == 0
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_skipped_blocks_take_few_cycles(count):
+    bench = Bench(TINY)
+    program = [Stream(weight_words=1, predicated=1)] * count
+
+    async def process(ctx):
+        dut = bench.streamer
+        ctx.set(dut.o_brought.ready, 1)
+        start = bench.cycle
+        await put(ctx, dut.i_instr, [int.from_bytes(encode(b), "little") for b in program])
+        await ctx.tick().until(~dut.busy)
+        assert bench.cycle - start == 1 + (1 + DECIDE_LATENCY) * count  # 1 to the queue
+
     bench.run(process)
 
 
