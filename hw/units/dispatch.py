@@ -29,6 +29,8 @@ from moevit.isa import (
     Stream,
 )
 from moevit.isa.fields import OPCODE_WIDTH
+from moevit.numerics.activation import Activation
+from moevit.numerics.route import MAX_EXPERTS, MAX_TOP_K, RouteOrder
 from moevit.registers import ErrorCode
 
 CHECK_CYCLES = 8  #: from an instruction word to the verdict on it
@@ -48,7 +50,8 @@ class InstructionCheck(wiring.Component):
 
     Checked are: the opcode; every field's minimum and, for an enumeration, its values; bits outside the
     fields; that rows fit the A tile, parameters and held weights their rings, that 16-bit rows begin at even
-    addresses, and that attention reads only the K/V region.
+    addresses, that attention reads only the K/V region, and that gates, experts and kept rows ask for what the
+    units can do.
 
     Parameters
     ----------
@@ -87,8 +90,10 @@ class InstructionCheck(wiring.Component):
             rules = {"field": self._fields(kind)}
             if kind is DmaOut:
                 rules["bus"] = self._view(kind).offset[: exact_log2(self.config.axi_bytes)].any()
+            if kind is Stream:
+                rules["predicated"] = self._view(kind).predicated & self._view(kind).norm_words.any()
             if kind is Linear:
-                rules |= self._linear(m)
+                rules |= self._linear(m) | self._experts()
             if kind is Attention:
                 rules |= self._attention(m)
             is_kind = Signal(name=f"is_{kind.mnemonic().lower()}")
@@ -125,7 +130,9 @@ class InstructionCheck(wiring.Component):
     def _linear(self, m):
         config = self.config
         linear = self._view(Linear)
-        # Weights that are read more than once must all be in the ring at the same time.
+        # Weights that are read more than once must all be in the ring at the same time; an expert's may also be
+        # freed all at once.
+        expert = linear.gather | linear.scatter
         steps, held = Signal(range(config.tile_depth // config.depth + 1)), Signal()
         tiles = Signal.like(linear.tiles)
         weights = Signal(len(steps) + len(tiles))
@@ -133,7 +140,7 @@ class InstructionCheck(wiring.Component):
         m.d.sync += [
             steps.eq(_ceil_div(linear.length, config.depth)),
             tiles.eq(linear.tiles),
-            held.eq((linear.n_rows > config.rows) | ~linear.release),
+            held.eq((linear.n_rows > config.rows) | ~linear.release | expert),
             weights.eq(steps * tiles),
             weights_out.eq(weights),
         ]
@@ -148,7 +155,24 @@ class InstructionCheck(wiring.Component):
             "even_residual": linear.residual & linear.res[0],
             "even_out": wide_out & linear.dst_stride[0] | (linear.out_type == OutputType.INT16) & linear.dst[0],
             "tiles": (linear.key_tile > linear.value_tile) | (linear.value_tile > linear.tiles),
-            "token": linear.token[: exact_log2(config.rows)].any(),
+            "token": (linear.key_tile < linear.tiles) & linear.token[: exact_log2(config.rows)].any(),
+        }
+
+    def _experts(self):
+        """What gates, experts and kept rows go with."""
+        linear = self._view(Linear)
+        expert = linear.gather | linear.scatter
+        gate = linear.route != RouteOrder.NONE
+        keys = linear.key_tile != linear.tiles
+        active = linear.activation != Activation.NONE
+        columns = _ceil_div(linear.experts, self.config.columns)
+        return {
+            "keep": linear.keep & ((linear.norm == NormMode.NONE) | expert),
+            "expert": expert & ((linear.norm != NormMode.NONE) | ~linear.release | keys | gate),
+            "scatter": linear.scatter & (~linear.residual | (linear.out_type != OutputType.INT16) | active),
+            "gate": gate & (linear.residual | active | keys),
+            "top_k": gate & ((linear.top_k == 0) | (linear.top_k > MAX_TOP_K) | (linear.top_k > linear.experts)),
+            "experts": gate & ((linear.experts > MAX_EXPERTS) | (columns > linear.tiles)),
         }
 
     def _attention(self, m):

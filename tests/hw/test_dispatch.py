@@ -16,6 +16,12 @@ from moevit.registers import ErrorCode
 RING = 1000
 
 LINEAR = Linear(n_rows=9, src=2, src_stride=16, length=64, tiles=8, dst=100, dst_stride=8, key_tile=8, value_tile=8)
+GATE = replace(LINEAR, norm=1, keep=1, route=1, experts=30, top_k=2, token=3)
+NARROW_GATE = replace(GATE, tiles=2, key_tile=2, value_tile=2, experts=16)
+KEYS = replace(LINEAR, key_tile=4)
+GATHER = replace(LINEAR, gather=1, queue=5, activation=1)
+SCATTER = replace(LINEAR, scatter=1, queue=5, residual=1, out_type=2)
+PREDICATED = Stream(predicated=1, queue=5, post_words=3)
 ATTENTION = Attention(
     n_rows=9, src=0, src_stride=8, n_keys=17, heads=3, head_dim=12, key_base=RING, key_stride=12,
     value_base=1200, value_stride=5, score_mult=1, score_shift=2,
@@ -40,9 +46,12 @@ def verdict(config, word, ring=RING):
     outside = False
     if isinstance(i, DmaOut):
         illegal = bool(i.offset % config.axi_bytes)
+    if isinstance(i, Stream):
+        illegal = bool(i.predicated and i.norm_words)
     if isinstance(i, Linear):
+        expert = bool(i.gather or i.scatter)
         wide_in, wide_out = i.norm != 0, i.out_type == 2
-        again = i.n_rows > t or not i.release
+        again = i.n_rows > t or not i.release or expert
         illegal = (
             i.length > config.tile_depth
             or (again and i.tiles * -(-i.length // k) > ring)
@@ -53,7 +62,13 @@ def verdict(config, word, ring=RING):
             or ((wide_out or bool(i.residual)) and bool(i.dst_stride % 2))
             or (bool(i.residual) and bool(i.res % 2))
             or not i.key_tile <= i.value_tile <= i.tiles
-            or bool(i.token % t)
+            or (i.key_tile < i.tiles and bool(i.token % t))
+            or (i.keep and (i.norm == 0 or expert))
+            or (expert and (i.norm != 0 or not i.release or i.key_tile != i.tiles or i.route != 0))
+            or (i.scatter and (not i.residual or i.out_type != 2 or i.activation != 0))
+            or (i.route and not 1 <= i.top_k <= min(4, i.experts))
+            or (i.route and not i.experts <= min(64, i.tiles * c))
+            or (i.route and bool(i.residual or i.activation or i.key_tile != i.tiles))
         )
     if isinstance(i, Attention):
         illegal = i.n_keys > config.tile_depth or i.head_dim > config.tile_depth
@@ -74,13 +89,16 @@ def mutations(config, count):
         3,
         4,
         8,
+        16,
+        64,
         config.tile_depth,
         config.post_words,
         config.norm_words * config.columns,
         RING,
     ]
     limits += [config.operand_words]
-    for instruction in (LINEAR, ATTENTION, DMA_IN, DMA_OUT, Stream(), End()):
+    linears = (LINEAR, KEYS, GATE, NARROW_GATE, GATHER, SCATTER)
+    for instruction in (*linears, ATTENTION, DMA_IN, DMA_OUT, Stream(), PREDICATED, End()):
         word = to_word(instruction)
         yield word
         yield word | 1 << 511
@@ -90,7 +108,7 @@ def mutations(config, count):
                 if value <= top:
                     yield word & ~(top << field.offset) | value << field.offset
     for _ in range(count):
-        instruction = rng.choice((LINEAR, ATTENTION))
+        instruction = rng.choice((*linears, ATTENTION))
         word = to_word(instruction)
         for field in rng.sample(instruction.fields(), 3):
             top = (1 << field.width) - 1
@@ -114,6 +132,8 @@ def test_verdicts(config):
     words = list(mutations(config, 400))
     wanted = [verdict(config, word) for word in words]
     assert 150 < sum(illegal for illegal, _ in wanted) < len(words) / 2
+    for instruction in (LINEAR, KEYS, GATE, NARROW_GATE, GATHER, SCATTER, PREDICATED):
+        assert verdict(config, to_word(instruction)) == (False, False)
     assert sum(outside and not illegal for illegal, outside in wanted) > 10
 
     async def bench(ctx):
