@@ -110,7 +110,7 @@ def _(op: Rows, x: Array) -> Array:
     return x[:, op.start : op.start + op.count]
 
 
-def softmax(x: Array) -> Array:
+def softmax(x: NDArray[Any]) -> Array:
     """Over the last axis."""
     p = np.exp(x - x.max(-1, keepdims=True))
     return p / p.sum(-1, keepdims=True)
@@ -210,7 +210,7 @@ def run(
         raise InputError(f"the inputs hold different numbers of images: {sizes}")
     for op in graph.ops:
         operands = [tensors[i] for i in op.inputs]
-        result = mixture(op, *operands, observe) if isinstance(op, MoE) else evaluate(op, *operands)
+        result = mixture(op, operands[0], observe) if isinstance(op, MoE) else evaluate(op, *operands)
         tensors[op.output] = result.astype(np.float32, copy=False)
     return tensors
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moevit.compiler.frontend.gate import softmax_of_chosen
+from moevit.compiler.frontend.mixture import product_with_scores
 from moevit.compiler.frontend.node import Node, Unmapped
 from moevit.compiler.frontend.space import Affine, Context, Opaque, Origin, Product, Softmax, Space, View
 
@@ -19,6 +21,9 @@ def product(tracer: "Tracer", node: Node, a: View, b: View) -> View:
     """`a @ b`: scores, or, after a softmax, attention."""
     if isinstance(tracer.space.single(a), Softmax):
         return context(tracer, node, a, b)
+    mixed = product_with_scores(tracer, node, a, b)
+    if mixed is not None:
+        return mixed
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = a.broadcast(lead + a.shape[-2:]), b.broadcast(lead + b.shape[-2:])
     shape = (*lead, a.shape[-2], b.shape[-1])
@@ -31,6 +36,9 @@ def softmax_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[Vi
     axis = int(node.attribute("axis", -1))
     if axis % len(view.shape) != len(view.shape) - 1:
         raise Unmapped("it is not over the last axis", "attention is a softmax over the keys, the last axis")
+    chosen = softmax_of_chosen(tracer, node, view)
+    if chosen is not None:
+        return [chosen]
     return [tracer.space.add(Softmax(origin=node.origin, shape=view.shape, x=view))]
 
 

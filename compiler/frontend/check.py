@@ -7,10 +7,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from moevit.compiler.interpret import outputs, run
-from moevit.compiler.ir import Graph, Input
+from moevit.compiler.ir import Graph, Input, MoE
 from moevit.errors import ModelError
 
 TOLERANCE = 1e-3
+TRIES_WITH_EXPERTS = 3
 
 
 def random_input(entry: Input, n: int, seed: int) -> NDArray[np.generic]:
@@ -68,6 +69,27 @@ def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 
     ModelError
         If onnxruntime cannot run the model, or the difference is beyond `TOLERANCE`.
     """
+    # Where two experts' scores are almost equal, rounding decides which of them a token goes to, so that a
+    # correct graph may differ. It does not do so for inputs one after another; a wrong graph does.
+    tries = TRIES_WITH_EXPERTS if any(isinstance(op, MoE) for op in graph) else 1
+    for attempt in range(tries):
+        try:
+            return _compare(path, graph, n, seed + attempt * len(graph.inputs))
+        except _DiffersError as error:
+            if attempt + 1 == tries:
+                raise ModelError(
+                    str(error),
+                    where=str(path),
+                    mend="this is a mistake of moevit's front end, or the model is not float32: please report it",
+                ) from error
+    raise AssertionError("there is at least one try")
+
+
+class _DiffersError(Exception):
+    """One comparison failed."""
+
+
+def _compare(path: str | PathLike[str], graph: Graph, n: int, seed: int) -> float:
     feeds = {entry.name: random_input(entry, n, seed + i) for i, entry in enumerate(graph.inputs)}
     want = run_onnxruntime(path, feeds)
     got = outputs(graph, run(graph, feeds))
@@ -76,11 +98,9 @@ def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 
         a, b = got[output.name], want[output.name].reshape(got[output.name].shape)
         error = float(np.max(np.abs(a - b))) / max(float(np.max(np.abs(b))), 1e-30)
         if not error <= TOLERANCE:
-            raise ModelError(
+            raise _DiffersError(
                 f"output '{output.name}' as moevit reads the model differs from onnxruntime's by "
-                f"{error:.2g} of its largest value",
-                where=str(path),
-                mend="this is a mistake of moevit's front end, or the model is not float32: please report it",
+                f"{error:.2g} of its largest value"
             )
         worst = max(worst, error)
     return worst

@@ -1,6 +1,7 @@
 """Products with constant matrices: MatMul, Gemm, Conv over whole patches, batch normalisation."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,8 @@ def matmul_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[Vie
             raise Unmapped("a product with a vector", "export it as a product of matrices")
         return [product(tracer, node, a, b)]
     if isinstance(a, View):
+        if len(a.shape) > 1 and prod(np.shape(b)[:-2]) > 1:
+            return [stacked(tracer, node, a, np.asarray(b, np.float64))]
         weight = _matrix(b)
         if len(a.shape) == 1:
             a = a.reshape(1, -1)
@@ -57,6 +60,27 @@ def matmul_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[Vie
             *x.shape[:-2], *([] if np.ndim(a) == 1 else [len(weight)]), *b.shape[-1:][: len(b.shape) - 1]
         )
     ]
+
+
+def stacked(tracer: "Tracer", node: Node, a: View, b: Floats) -> View:
+    """`a @ b` for b `(..., in, out)` that is another matrix along one axis: a product for each, side by side."""
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    extents = (1,) * (len(lead) - b.ndim + 2) + b.shape[:-2]
+    axes = [i for i, n in enumerate(extents) if n != 1]
+    if len(axes) != 1:
+        raise Unmapped(
+            "a different constant matrix for each part of its input", "use one matrix for all tokens"
+        )
+    (axis,) = axes
+    own = axis - len(lead) + len(a.shape) - 2  # the same axis of a, where it has it
+    if own < 0 or a.shape[own] == 1:
+        rows = [(a if own < 0 else a.take(own, 0)).matrix()] * lead[axis]
+    else:
+        rows = [tracer.space.cut(a, own, i).matrix() for i in range(lead[axis])]
+    weights = b.reshape(lead[axis], *b.shape[-2:])
+    parts = [project(tracer, node, x, w.T) for x, w in zip(rows, weights, strict=True)]
+    whole = View((lead[axis], *lead[:axis], *lead[axis + 1 :], a.shape[-2], b.shape[-1]), parts[0].start)
+    return whole.transpose(*range(1, axis + 1), 0, *range(axis + 1, len(whole.shape)))
 
 
 def _matrix(array: Any) -> Floats:

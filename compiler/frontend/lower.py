@@ -16,7 +16,10 @@ import numpy as np
 from moevit.compiler import ir
 from moevit.compiler.frontend import activation
 from moevit.compiler.frontend.attention import attention, unmapped_softmax
+from moevit.compiler.frontend.experts import lower_experts
 from moevit.compiler.frontend.form import Elements, Form, Rejected, form_of
+from moevit.compiler.frontend.gate import Above, Chosen, ChosenSum, Gate, unmapped_gate
+from moevit.compiler.frontend.mixture import Experts, Mixture, unmapped_mixture
 from moevit.compiler.frontend.norm import unmapped_mean
 from moevit.compiler.frontend.patches import patches_of
 from moevit.compiler.frontend.space import (
@@ -28,6 +31,7 @@ from moevit.compiler.frontend.space import (
     Const,
     Context,
     Floats,
+    Function,
     Mean,
     Norm,
     Opaque,
@@ -77,6 +81,7 @@ class Lowering:
         self._names: set[str] = set()
         self._visited: set[int] = set()
         self._blamed: set[str] = set()
+        self._activations: dict[Function, activation.Found | None] = {}
         self._emitters: dict[type[Value], Callable[..., str]] = {
             Source: self._source,
             Projection: self._projection,
@@ -85,6 +90,7 @@ class Lowering:
             Total: self._total,
             Active: self._active,
             Mean: self._mean,
+            Experts: self._experts,
         }
 
     # Operands.
@@ -100,7 +106,7 @@ class Lowering:
 
     def matrix(self, view: View, role: str = "") -> str:
         """The tensor that holds a view's matrix; raises `Rejected`."""
-        return self.emit(form_of(self.space, self.resolve(view.matrix())), role)
+        return self.emit(self.form(view.matrix()), role)
 
     def note(self, rejected: Rejected, reader: Origin) -> None:
         """Remember why a node cannot be mapped."""
@@ -126,6 +132,51 @@ class Lowering:
                     self.note(rejected, value.origin)
 
     # Elements.
+
+    def form(self, view: View) -> Form:
+        """A matrix as a form; raises `Rejected`."""
+        return self._whole_form(view) or form_of(self.space, self.resolve(view))
+
+    def _whole_form(self, view: View) -> Form | None:
+        """The form of a matrix that is all of a value, scaled by columns at most, without making addresses.
+
+        Most operands are, and for those of large models addresses would take gigabytes.
+        """
+        shape, width = view.shape, view.shape[1]
+        mul, add = np.full(width, view.mul), np.full(width, view.add)
+        folded: list[Origin] = []
+        while view.index is None:
+            value = self.space.whole(view)
+            if isinstance(value, Affine):
+                factor, offset = _by_column(value.mul, shape), _by_column(value.add, shape)
+                if factor is None or offset is None:
+                    return None
+                view = value.base
+                own_mul, own_add = np.full(width, view.mul), np.full(width, view.add)
+                if value.mul is not None:
+                    own_mul, own_add = own_mul * factor, own_add * factor
+                if value.add is not None:
+                    own_add = own_add + offset
+            elif isinstance(value, Pointwise | Sum):
+                view = self._computed(value)
+                own_mul, own_add = np.asarray(view.mul), np.asarray(view.add)
+            elif value is None or type(value) not in self._emitters or value.shape != shape:
+                return None
+            else:
+                return Form(
+                    value=value,
+                    start=0,
+                    count=shape[0],
+                    cols=np.arange(width),
+                    mul=mul,
+                    add=add,
+                    prefix=np.zeros((0, width)),
+                    pos=None,
+                    folded=folded,
+                )
+            folded.append(value.origin)
+            add, mul = add + mul * own_add, mul * own_mul
+        return None
 
     def resolve(self, view: View) -> Elements:
         """Follow elementwise arithmetic down to values that operations make; raises `Rejected`."""
@@ -191,7 +242,9 @@ class Lowering:
         return value.found
 
     def _identify(self, value: Pointwise) -> View | Rejected:
-        found = activation.identify(value.function)
+        if value.function not in self._activations:
+            self._activations[value.function] = activation.identify(value.function)
+        found = self._activations[value.function]
         if found is None and value.terms is not None:
             return self._total_of(value, *value.terms)
         if found is None:
@@ -219,6 +272,10 @@ class Lowering:
         they are put in the order of a value that they show all of.
         """
         as_they_are = [v.matrix() for v in views]
+        for view in as_they_are:
+            with suppress(Rejected):
+                if self._whole_form(view) is not None:
+                    return as_they_are, lambda out: out
         flat: list[Elements] = []
         for view in as_they_are:
             with suppress(Rejected):  # noted where it matters
@@ -295,6 +352,10 @@ class Lowering:
             value = unmapped_softmax(value)
         if isinstance(value, Centred):
             value = unmapped_mean(value)
+        if isinstance(value, Above | Chosen | ChosenSum | Gate):
+            value = unmapped_gate(value)
+        if isinstance(value, Mixture):
+            value = unmapped_mixture(value)
         assert isinstance(value, Opaque)
         if value.origin.name not in self._blamed:
             self._blamed.add(value.origin.name)
@@ -331,14 +392,16 @@ class Lowering:
         weight, bias = value.weight[cols] * mul[:, None], add
         role = role or ("" if len(cols) == value.shape[1] else "part")
         try:
-            elements = self.resolve(value.x)
-            owners = self.space.owners(elements.idx)
-            if len(owners) == 1 and isinstance(owners[0], Source):
-                patched = self._patch_embed(value, owners[0], elements, weight, bias, origin, role)
-                if patched is not None:
-                    return patched
-            form = form_of(self.space, elements)
-            x, weight, bias = self._absorb(form, weight, bias)
+            form = self._whole_form(value.x)
+            if form is None:
+                elements = self.resolve(value.x)
+                owners = self.space.owners(elements.idx)
+                if len(owners) == 1 and isinstance(owners[0], Source):
+                    patched = self._patch_embed(value, owners[0], elements, weight, bias, origin, role)
+                    if patched is not None:
+                        return patched
+                form = form_of(self.space, elements)
+            x, weight, bias = self.absorb(form, weight, bias)
         except Rejected as rejected:
             self.note(rejected, value.origin)
             self.visit(value.x)
@@ -354,7 +417,7 @@ class Lowering:
             bias=_f32(bias),
         )
 
-    def _absorb(self, form: Form, weight: Floats, bias: Floats) -> tuple[str, Floats, Floats]:
+    def absorb(self, form: Form, weight: Floats, bias: Floats) -> tuple[str, Floats, Floats]:
         """A form as a tensor, its columns and scales folded into the weight and bias that are applied to it.
 
         Where the tensor's own operation has constants, the scales go there instead: a normalisation keeps its
@@ -464,7 +527,7 @@ class Lowering:
         self, value: Total, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str
     ) -> str:
         nothing = np.zeros_like(add)
-        a, b = (v.at(v.idx[:, cols]) for v in (value.a.matrix(), value.b.matrix()))
+        a, b = (_columns(v.matrix(), cols) for v in (value.a, value.b))
         # The offset goes to the operand that has a bias to put it in.
         at_b = isinstance(self.space.single(b), Projection | Norm | Affine)
         x = self.operand(self._scaled(a, mul, nothing if at_b else add, origin), value.origin)
@@ -476,9 +539,20 @@ class Lowering:
     ) -> str:
         if not (np.all(mul == 1) and np.all(add == 0)):
             raise Rejected(f"the output of {value.kind} is scaled by constants", _FOLD, origin)
-        base = value.base.at(value.base.idx[:, cols])
-        x = self.operand(base, value.origin)
+        x = self.operand(_columns(value.base, cols), value.origin)
         return self._make(None, ir.Activation, origin.name, role, source=origin.names, x=x, kind=value.kind)
+
+    def _experts(
+        self, value: Experts, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str
+    ) -> str:
+        try:
+            fields = lower_experts(self, value, cols, mul, add, origin)
+        except Rejected as rejected:
+            self.note(rejected, value.origin)
+            for view in (value.gate.choice.logits, *value.outputs):
+                self.visit(view)
+            return _STAND_IN
+        return self._make(None, ir.MoE, origin.name, role, **fields)
 
     def _mean(self, value: Mean, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str) -> str:
         """A mean over tokens: attention whose scores are all zero gives each token the same weight."""
@@ -565,6 +639,21 @@ class Lowering:
 
 def _ordered(order: Addresses, view: View) -> View:
     return view.at(view.idx.reshape(-1)[order])
+
+
+def _columns(matrix: View, cols: Addresses) -> View:
+    """Some columns of a matrix, in some order."""
+    if len(cols) == matrix.shape[1] and np.array_equal(cols, np.arange(len(cols))):
+        return matrix
+    return matrix.at(matrix.idx[:, cols])
+
+
+def _by_column(array: Floats | None, shape: tuple[int, ...]) -> Floats | None:
+    """An array's values by column, if all rows are equal; something for none."""
+    if array is None:
+        return np.zeros(0)
+    matrix = array.reshape(shape)
+    return matrix[0] if matrix.strides[0] == 0 or np.all(matrix == matrix[:1]) else None
 
 
 def _trivial(value: Value, cols: Addresses, mul: Floats, add: Floats) -> bool:

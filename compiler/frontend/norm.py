@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moevit.compiler.frontend.functions import as_function, with_constant
+from moevit.compiler.frontend.gate import FORM
+from moevit.compiler.frontend.mixture import shows_mixture
 from moevit.compiler.frontend.node import Node, Unmapped
 from moevit.compiler.frontend.space import Centred, Function, Mean, Norm, Opaque, Pointwise, View
 
@@ -26,6 +28,8 @@ def mean_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]
         if node.attribute("noop_with_empty_axes", 0):
             return [view]
         axes = range(len(view.shape))
+    if shows_mixture(tracer.space, view):
+        raise Unmapped("it averages experts, whose scores are weights already, instead of adding them", FORM)
     return [
         mean(
             tracer, node, view, [int(a) for a in np.asarray(axes).reshape(-1)], node.attribute("keepdims", 1)

@@ -16,6 +16,8 @@ from moevit.compiler.frontend.functions import (
     unary,
     with_constant,
 )
+from moevit.compiler.frontend.gate import is_integer, scored
+from moevit.compiler.frontend.mixture import add, gate_of, weigh
 from moevit.compiler.frontend.node import Node
 from moevit.compiler.frontend.norm import centre, normalise
 from moevit.compiler.frontend.space import Function, Opaque, Pointwise, Sum, View
@@ -26,9 +28,17 @@ if TYPE_CHECKING:
 
 def with_view(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View:
     """`a op b`, both computed."""
+    if op == "Mul":
+        for scores, outputs in ((a, b), (b, a)):
+            if gate_of(tracer.space, scores) is not None and not is_integer(tracer.space, outputs):
+                return weigh(tracer, node, outputs, scores)
     shape = np.broadcast_shapes(a.shape, b.shape)
     a, b = a.broadcast(shape), b.broadcast(shape)
-    special = centre(tracer, node, op, a, b) or normalise(tracer, node, op, a, b)
+    if op in ("Add", "Sub"):
+        mixed = add(tracer, node, a, b if op == "Add" else b.affine(-1))
+        if mixed is not None:
+            return mixed
+    special = scored(tracer, node, op, a, b) or centre(tracer, node, op, a, b) or normalise(tracer, node, op, a, b)
     if special is not None:
         return special
     terms = (a, b if op == "Add" else b.affine(-1)) if op in ("Add", "Sub") else None

@@ -8,7 +8,7 @@ the next matrix product is the same array of addresses; what it means is read of
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -73,7 +73,24 @@ class View:
 
     def transpose(self, *axes: int) -> "View":
         """As NumPy's."""
+        order = [a % len(axes) for a in axes]
+        long = [a for a in order if self.shape[a] != 1]
+        if long == sorted(long):  # only axes of extent 1 move
+            return self.reshape(*(self.shape[a] for a in order))
         return self.at(self.idx.transpose(axes))
+
+    def take(self, axis: int, i: int) -> "View":
+        """Element `i` along an axis, which goes."""
+        shape = self.shape[:axis] + self.shape[axis + 1 :]
+        if prod(self.shape[:axis]) == 1:
+            return self.span(i * prod(shape), shape)
+        return self.at(np.moveaxis(self.idx, axis, 0)[i])
+
+    def span(self, first: int, shape: Shape) -> "View":
+        """The elements from `first` on of all of them in order, as an array of some shape."""
+        if self.start is not None:
+            return View(shape, self.start + first, None, self.mul, self.add)
+        return self.at(self.idx.reshape(-1)[first : first + prod(shape)].reshape(shape))
 
     def broadcast(self, shape: Shape) -> "View":
         """As `numpy.broadcast_to`."""
@@ -316,6 +333,32 @@ class Space:
         value = self.owner(start)
         return value if value.start == start and value.size == view.size else None
 
+    def cut(self, view: View, axis: int, i: int) -> View:
+        """Element `i` along an axis, as values of its own where it is part of a larger elementwise value.
+
+        What was written for many experts at once is then looked at for each alone: the large arrays of
+        addresses are never made.
+        """
+        return self._own(view.take(axis, i))
+
+    def _own(self, view: View) -> View:
+        value = self.single(view) if view.index is None else None
+        if not isinstance(value, Affine | Pointwise) or value.size == view.size:
+            return view
+        assert view.start is not None
+        first, shape = view.start - value.start, view.shape
+        base = self._own(value.base.span(first, shape))
+        if isinstance(value, Affine):
+            mul, add = (None if a is None else _span(a, first, shape) for a in (value.mul, value.add))
+            own = self.add(Affine(origin=value.origin, shape=shape, base=base, mul=mul, add=add))
+        else:
+            terms = None
+            if value.terms is not None:
+                a, b = (self._own(t.span(first, shape)) for t in value.terms)
+                terms = (a, b)
+            own = self.add(replace(value, shape=shape, base=base, terms=terms, found=None))
+        return View(shape, own.start, None, view.mul, view.add)
+
     def single(self, view: View) -> Value | None:
         """The only value that a view shows elements of, if there is only one."""
         if view.size == 0:
@@ -326,3 +369,12 @@ class Space:
             return value if view.start + view.size <= value.start + value.size else None
         owners = self.owners(view.idx)
         return owners[0] if len(owners) == 1 else None
+
+
+def _span(array: Floats, first: int, shape: Shape) -> Floats:
+    """Consecutive elements of an array, which may be a broadcast one much larger than its memory."""
+    size = prod(shape)
+    for lead in range(array.ndim + 1):
+        if prod(array.shape[lead:]) == size and first % size == 0:
+            return array[np.unravel_index(first // size, array.shape[:lead])].reshape(shape)
+    return array.reshape(-1)[first : first + size].reshape(shape)

@@ -9,7 +9,17 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from moevit.compiler.frontend import attention, einsum, layout, linear, norm, pointwise
+from moevit.compiler.frontend import (
+    attention,
+    contrib,
+    einsum,
+    gate,
+    layout,
+    linear,
+    mixture,
+    norm,
+    pointwise,
+)
 from moevit.compiler.frontend.model import input_shape, opsets
 from moevit.compiler.frontend.node import Node, Unmapped
 from moevit.compiler.frontend.space import MAX_ELEMENTS, Mean, Opaque, Origin, Source, Space, View
@@ -36,6 +46,14 @@ HANDLERS: dict[str, Handler] = {
     "Einsum": einsum.einsum_node,
     "Conv": linear.conv_node,
     "BatchNormalization": linear.batch_norm_node,
+    "TopK": gate.top_k_node,
+    "GatherElements": gate.gather_node,
+    "ScatterElements": gate.scatter_node,
+    **dict.fromkeys(gate.COMPARISONS, gate.compare_node),
+    "Not": gate.not_node,
+    "Where": gate.where_node,
+    "ReduceSum": mixture.reduce_sum_node,
+    "com.microsoft.MoE": contrib.moe_node,
 }
 
 WAYS_OUT = {
@@ -153,15 +171,25 @@ class Tracer:
         if node.op in ("IsNaN", "IsInf"):  # of finite inputs nothing becomes infinite
             return [np.zeros(inputs[0].shape, dtype=bool)]
         if node.op in ("Identity", "Dropout", "Cast", "CastLike"):
-            if node.op == "Cast" and node.attribute("to") not in _FLOATS:
+            exact = gate.is_integer(self.space, inputs[0])
+            if node.op == "Cast" and node.attribute("to") not in _FLOATS and not exact:
                 raise Unmapped("a conversion to integers", _DEFAULT_WAY_OUT)
             return [inputs[0], *[None] * (len(node.proto.output) - 1)]
         handler = HANDLERS.get(node.op)
         if handler is None:
             raise Unmapped(
-                f"the accelerator has no {node.op}", WAYS_OUT.get(node.proto.op_type, _DEFAULT_WAY_OUT)
+                f"the accelerator has no {node.op}", self._way_out(node, inputs)
             )
         return handler(self, node, inputs)
+
+    def _way_out(self, node: Node, inputs: Sequence[Any]) -> str:
+        """What to do about a node of which nothing is known."""
+        for view in inputs:
+            if isinstance(view, View) and (
+                mixture.shows_mixture(self.space, view) or gate.is_part(self.space, view)
+            ):
+                return gate.FORM
+        return WAYS_OUT.get(node.proto.op_type, _DEFAULT_WAY_OUT)
 
     def _branch(self, node: Node, condition: Any) -> Sequence[Any]:
         """The branch of an If that is taken, where that is known."""
