@@ -36,8 +36,11 @@ def classification(got: Floats, want: Floats, labels: NDArray | None) -> dict[st
 
 
 def against_target(got: Floats, want: Floats, target: NDArray) -> dict[str, float]:
-    """Figures of both against targets: ``rmse`` for float targets of the outputs' shape; ``miou`` for class
-    numbers [N, H, W] and scores [N, classes, H, W], over the classes that occur; pixels of no class are left out."""
+    """Figures of both against targets: ``rmse`` for float targets of the outputs' shape, which may lack an axis of
+    one channel; ``miou`` for class numbers [N, H, W] and scores [N, classes, H, W], over the classes that occur;
+    pixels of no class are left out."""
+    if got.ndim == 4 and got.shape[1] == 1 and target.shape == (len(got), *got.shape[2:]):
+        target = target[:, None]
     if target.shape == got.shape and target.dtype.kind == "f":
         return {f"rmse_{k}": float(np.sqrt(((x - target) ** 2).mean())) for k, x in (("float", want), ("int8", got))}
     if got.ndim == 4 and target.shape == (len(got), *got.shape[2:]) and target.dtype.kind in "iu":

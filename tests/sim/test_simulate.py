@@ -373,6 +373,8 @@ def test_metrics():
     # class 0: 1 of 2, class 1: 1 of 2
     assert metrics.against_target(scores, scores, target)["miou_int8"] == pytest.approx(0.5)
     assert metrics.against_target(scores, scores, np.zeros(3)) == {}
+    metres = np.ones((2, 1, 3, 4), np.float32)
+    assert metrics.against_target(metres, metres + 1, metres[:, 0]) == {"rmse_float": 1.0, "rmse_int8": 0.0}
 
 
 def test_configs(capfd):
