@@ -39,7 +39,7 @@ def against_target(got: Floats, want: Floats, target: NDArray) -> dict[str, floa
     """Figures of both against targets: ``rmse`` for float targets of the outputs' shape, which may lack an axis of
     one channel; ``miou`` for class numbers [N, H, W] and scores [N, classes, H, W], over the classes that occur;
     pixels of no class are left out."""
-    if got.ndim == 4 and got.shape[1] == 1 and target.shape == (len(got), *got.shape[2:]):
+    if target.dtype.kind == "f" and got.ndim == 4 and got.shape[1] == 1 and target.shape == (len(got), *got.shape[2:]):
         target = target[:, None]
     if target.shape == got.shape and target.dtype.kind == "f":
         return {f"rmse_{k}": float(np.sqrt(((x - target) ** 2).mean())) for k, x in (("float", want), ("int8", got))}
