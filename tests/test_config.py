@@ -14,10 +14,10 @@ TINY = CONFIGS["tiny"]
 
 #: Containers and hardware know each other by these.
 GOLDEN_DIGESTS = {
-    "tiny": 0x5513B79168C09A1B,
-    "zcu104": 0xEFB319F9E9E30FD8,
-    "square": 0x67C72203FCCE2976,
-    "wide": 0xB86499511EC690E8,
+    "tiny": 0xE64C824C278D3502,
+    "zcu104": 0x71E7D731C2EC68B7,
+    "square": 0xCC483C3249E93458,
+    "wide": 0x5E14284D5A1A45BE,
 }
 
 
@@ -52,8 +52,8 @@ def test_digest_is_of_the_hardware_only():
     others = {TINY.digest}
     changes = {
         "rows": 8, "columns": 16, "depth": 8, "operand_words": 100, "activation_words": 100, "tile_depth": 64,
-        "post_words": 5, "norm_words": 5, "weight_ports": 2, "axi_data_width": 64, "axi_address_width": 32,
-        "packed_macs": True,
+        "post_words": 5, "norm_words": 5, "queue_entries": 8, "weight_ports": 2, "axi_data_width": 64,
+        "axi_address_width": 32, "packed_macs": True,
     }  # fmt: skip
     for name, value in changes.items():
         others.add(dataclasses.replace(TINY, **{name: value}).digest)
@@ -91,6 +91,9 @@ def test_frozen():
         ({"tile_depth": 16384}, "tile_depth = 16384 must be at most 8192"),
         ({"post_words": 4097}, "post_words = 4097 must be at most 4096"),
         ({"norm_words": 4097}, "norm_words = 4097 must be at most 4096"),
+        ({"queue_entries": 0}, "queue_entries = 0 must be a positive integer"),
+        ({"queue_entries": 100}, "queue_entries = 100 must be a power of two"),
+        ({"queue_entries": 65536}, "queue_entries = 65536 must be at most 32768"),
         ({"tile_depth": 100}, "tile_depth = 100 must be a multiple of columns"),
         ({"axi_address_width": 31}, "axi_address_width = 31 must be 32 … 64"),
         ({"axi_address_width": 65}, "axi_address_width = 65 must be 32 … 64"),

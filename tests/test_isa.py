@@ -27,6 +27,7 @@ from moevit.isa import (
     encode_program,
 )
 from moevit.isa.disassemble import assemble, disassemble
+from moevit.numerics.route import RouteOrder
 
 
 @st.composite
@@ -45,7 +46,7 @@ def instructions(draw):
 GOLDEN = [
     (
         Begin(digest=0x0123456789ABCDEF, ring_words=4096, count=1000),
-        "014d4f455601efcdab89674523010010d007",
+        "014d4f455602efcdab89674523010010d007",
     ),
     (End(), "02"),
     (
@@ -53,6 +54,13 @@ GOLDEN = [
             norm_offset=1, norm_words=24, post_offset=3, post_words=96, weight_offset=4, weight_words=4608,
         ),
         "030100000018300000000006040000000012",
+    ),
+    (
+        Stream(
+            post_offset=3, post_words=96, weight_offset=4, weight_words=4608, predicated=1, queue=37, speculative=1,
+            wait=700,
+        ),
+        "030000000000300000000006040000000012967905",
     ),
     (
         DmaIn(
@@ -70,6 +78,21 @@ GOLDEN = [
             out_type=OutputType.INT8,
         ),
         "0605000301fa00300083aeaa5e3930000000000703000000000000007d0002084000000103102742",
+    ),
+    (
+        Linear(
+            wait=5, n_rows=129, src=1000, src_stride=48, length=192, norm=NormMode.LAYERNORM, tiles=2, key_tile=2,
+            value_tile=2, dst=0, dst_stride=0, token=17, keep=1, keep_dst=3000, keep_stride=24,
+            route=RouteOrder.TOPK_SOFTMAX, experts=16, top_k=2, threshold=0x1234, clear=1,
+        ),
+        "0605000301fa00300083020000000000000000470000000000000000000000020800000000000000400488bb000642442311",
+    ),
+    (
+        Linear(
+            wait=7, n_rows=129, src=3000, src_stride=24, length=192, tiles=24, key_tile=24, value_tile=24,
+            residual=1, res=1000, out_type=OutputType.INT16, dst=1000, dst_stride=48, gather=1, scatter=1, queue=37,
+        ),
+        "0607000301ee02180003020000000000000000070300000080e803883e000c186000000000000000000000000000000000e012",
     ),
     (
         Attention(

@@ -21,6 +21,7 @@ from moevit.config import COMPUTE_QUEUE_DEPTH, DMA_QUEUE_DEPTH, STREAM_QUEUE_DEP
 from moevit.isa import FORMATS, INSTRUCTION_BYTES, INSTRUCTION_WIDTH, ISA_VERSION, Field, Instruction
 from moevit.isa.fields import OPCODE_WIDTH
 from moevit.isa.formats import BLOCK_BYTES, Attention, Begin, DmaIn, DmaOut, End, Linear, Stream
+from moevit.numerics.route import MAX_EXPERTS, MAX_TOP_K
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 WIDTH = 116  #: of running text
@@ -73,10 +74,14 @@ NOTES: dict[type[Instruction], Notes] = {
     ),
     Stream: Notes(
         unit=f"streamer, queue of {STREAM_QUEUE_DEPTH}",
-        waits="nothing to request; each word for room in its ring",
-        complete=f"It is over when its last word is in its ring. It does not retire. {_STREAM_ORDER}",
-        refused=((registers.ErrorCode.IMAGE_RANGE, "a part ends beyond the image"),),
-        cycles="words × word bytes ÷ (`weight_ports` × bus bytes) for each part, if DRAM delivers",
+        waits="nothing to request, unless it is `predicated`; each word for room in its ring",
+        complete=f"It is over when its last word is in its ring, or when it is skipped. It does not retire. "
+        f"{_STREAM_ORDER}",
+        refused=(
+            (_ILLEGAL, "it is `predicated` and brings norm words"),
+            (registers.ErrorCode.IMAGE_RANGE, "a part ends beyond the image"),
+        ),
+        cycles="words × word bytes ÷ (`weight_ports` × bus bytes) for each part, if DRAM delivers; 4 if it is skipped",
     ),
     DmaIn: Notes(
         unit=f"DMA, queue of {DMA_QUEUE_DEPTH}",
@@ -102,23 +107,43 @@ NOTES: dict[type[Instruction], Notes] = {
     ),
     Linear: Notes(
         unit=f"loader, array, POST; queue of {COMPUTE_QUEUE_DEPTH} before the loader",
-        waits="`wait` retired instructions before its first read; its parameters and weights word by word",
-        complete="Retires when its last row is written. The loader begins the next instruction long before.",
+        waits=(
+            "`wait` retired instructions before its first read; its parameters and weights word by word. With "
+            "`gather` or `scatter` also to know whether its STREAM has brought them"
+        ),
+        complete=(
+            "Retires when its last row is written, or a gate's last token is in its queues. The loader begins the next "
+            "instruction long before."
+        ),
         refused=(
             (_ILLEGAL, "`length` is more than `tile_depth`"),
             (_ILLEGAL, "`tiles` is more than `post_words`, or the norm words more than `norm_words`"),
             (
                 _ILLEGAL,
-                "its weights are read again (more than T rows, or `release` = 0) and are more than the ring",
+                "its weights are read again (more than T rows, or `release` = 0) or an expert's (`gather` or "
+                "`scatter`), and are more than the ring",
             ),
             (_ILLEGAL, "the input is 16-bit (`norm` is not none) and `src` or `src_stride` odd"),
             (_ILLEGAL, "the output is int16 and `dst` or `dst_stride` odd"),
             (_ILLEGAL, "`residual` = 1 and `res` or `dst_stride` odd"),
-            (_ILLEGAL, "not `key_tile` ≤ `value_tile` ≤ `tiles`, or `key_row` is no multiple of T"),
+            (_ILLEGAL, "not `key_tile` ≤ `value_tile` ≤ `tiles`, or `key_tile` < `tiles` and `token` no multiple of T"),
+            (_ILLEGAL, "`keep` = 1 with no `norm`, or with `gather` or `scatter`"),
+            (
+                _ILLEGAL,
+                f"it is a gate and not 1 ≤ `top_k` ≤ min({MAX_TOP_K}, `experts`), or `experts` is more than "
+                f"{MAX_EXPERTS} or than its outputs (`tiles` × C)",
+            ),
+            (_ILLEGAL, "it is a gate with `residual`, an `activation` or K and V tiles"),
+            (_ILLEGAL, "`gather` or `scatter` with `norm`, `release` = 0, K and V tiles or `route`"),
+            (_ILLEGAL, "`scatter` without `residual`, with another output than int16 or with an `activation`"),
+            (registers.ErrorCode.QUEUE_RANGE, "its queue holds more than `n_rows`, or a gate finds the queues full"),
             (registers.ErrorCode.ACTIVATION_RANGE, "a row lies beyond the activation memory"),
             (registers.ErrorCode.OPERAND_RANGE, "it writes K or V outside the K/V region"),
         ),
-        cycles=f"ceil(`n_rows` / T) × `tiles` × max(ceil(`length` / K), T, C / K), {_AT_BEST}",
+        cycles=(
+            f"ceil(`n_rows` / T) × `tiles` × max(ceil(`length` / K), T, C / K), {_AT_BEST}; the rows of `gather` and "
+            "`scatter` are those of the queue"
+        ),
     ),
     Attention: Notes(
         unit=f"loader, array, POST; queue of {COMPUTE_QUEUE_DEPTH} before the loader",
@@ -172,6 +197,12 @@ words, norm words), and LINEAR takes them out in the same sequence, each word wh
 `release` = 0 leaves them for the next LINEAR. If an instruction waits for what no STREAM brings, or for
 a retired count that is never reached, the machine stops with `{registers.ErrorCode.STALLED.name}`.
 
+A mixture of experts is a gate, which is a LINEAR with `route`, and then for each expert a predicated
+STREAM and a LINEAR with `gather`, and one of each with `scatter`. The gate fills the queues, one per
+expert; LINEAR and STREAM of an expert `wait` for it. A LINEAR with `gather` or `scatter` reads no
+weights if its queue is empty, and frees those that a speculative STREAM has brought. There must be
+exactly one predicated STREAM of the same queue for each such LINEAR, in the same order.
+
 ## Errors
 
 Each instruction is checked before it is dispatched: its opcode, its fields' ranges, bits that belong to
@@ -208,9 +239,9 @@ STATUS is 0. It clears done, the error and INTERRUPT_STATUS; addresses, sizes an
 
 _ERROR_NOTE = """\
 ERROR_INSTRUCTION counts from BEGIN, which is 0. It is exact for instructions that are refused before
-they are dispatched, and for the DMA unit's. Where POST finds an address out of range it is the oldest
-LINEAR or ATTENTION that has not retired, where the loader does the one it has begun last; STALLED names
-the oldest that has not retired. Weights are read far ahead: BUS_STREAM, an IMAGE_RANGE of a STREAM, and
+they are dispatched, and for the DMA unit's. Where POST finds an address out of range or the queues full
+it is the oldest LINEAR or ATTENTION that has not retired, where the loader finds the one or a queue too
+long the one it has begun last; STALLED names the oldest that has not retired. Weights are read far ahead: BUS_STREAM, an IMAGE_RANGE of a STREAM, and
 BUS_FETCH give the number of instructions that had been fetched.
 """
 
