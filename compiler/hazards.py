@@ -8,17 +8,26 @@ order by itself (docs/microarchitecture.md):
 - DMA instructions run one after the other, beside them.
 
 Everything else must be ordered by ``wait``: a read (of rows, residual, K or V, or by DMA) after the write that
-feeds it, and any write against reads or writes of the *other* engine. An instruction must not write what it loads
-itself. The checker also proves that rings and queues cannot lock up, and that every address is inside its memory.
+feeds it, and any write against reads or writes of the *other* engine; the rows that a LINEAR keeps are written by
+the loader, so also against what POST still adds and writes. An instruction must not write what it loads itself.
+
+A LINEAR over a queue counts as reading and writing the rows of all tokens that the queue may hold
+(``queue_hazards``). Dense rows that it writes mean something to LINEARs over the same queue only, because nobody else
+knows how many there are. It has a predicated STREAM of its own: the machine throws away the words of an empty
+queue with the LINEAR, or does not stream them at all.
+
+The checker also proves that rings and queues cannot lock up, and that every address is inside its memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moevit import layout
-from moevit.config import STREAM_QUEUE_DEPTH, AcceleratorConfig
+from moevit.compiler.queue_hazards import Queues, of_queue
+from moevit.config import BROUGHT_QUEUE_DEPTH, STREAM_QUEUE_DEPTH, AcceleratorConfig
 from moevit.errors import HazardError
 from moevit.isa import (
     Attention,
@@ -52,6 +61,9 @@ class Accesses:
     store: Words  #: activation words it writes
     operand_load: Words  #: K/V words the array reads
     operand_store: Words  #: K/V words POST writes
+    keep: Words = field(default_factory=lambda: _NONE)  #: activation words the loader writes
+    load_mark: int = 0  #: the queue (``Queues.mark``) whose rows it may load, besides ordinary ones
+    store_mark: int = 0  #: … whose rows it may add, and writes
 
 
 def check_program(program: Program, task: Task) -> None:
@@ -91,7 +103,10 @@ class _Order:
         self.written = np.zeros(config.activation_words, np.int64)
         self.writer_engine = np.full(config.activation_words, -1)
         self.read = np.zeros((2, config.activation_words), np.int64)
+        self.added = np.zeros(config.activation_words, np.int64)  # by POST
+        self.mark = np.zeros(config.activation_words, np.int64)  # the queue that its meaning depends on
         self.operand_written = np.zeros(config.operand_words, np.int64)
+        self.queues = Queues(config)
 
     def check(
         self, instructions: list[Instruction], image_bytes: int, input_bytes: int, output_bytes: int
@@ -109,32 +124,54 @@ class _Order:
             wait = instruction.wait
             if wait > retired:
                 raise HazardError(f"waits for {wait} instructions; {retired} stand before it", where=where)
-            self._ordered(self._accesses(instruction, where), wait, retired + 1, where)
+            self.issue(instruction, retired + 1, where)
             retired += 1
+
+    def issue(self, instruction: Retiring, done: int, where: str) -> None:
+        """Check the next instruction, which retires as number ``done``."""
+        if isinstance(instruction, Linear):
+            if of_queue(instruction):
+                self.queues.reader(instruction, where)
+            if instruction.keep and instruction.norm == NormMode.NONE:
+                raise HazardError("keeps rows that are already in memory", where=where)
+        self._ordered(self.accesses(instruction, where), instruction.wait, done, where)
+        if isinstance(instruction, Linear) and instruction.route:
+            self.queues.gate(instruction, done, where)
 
     def _ordered(self, a: Accesses, wait: int, done: int, where: str) -> None:
         for what, words in (("loads", a.load), ("adds", a.residual)):
             self._require_written(self.written, words, wait, f"{what} activation", where)
         self._require_written(self.operand_written, a.operand_load, wait, "reads operand", where)
-        if np.intersect1d(a.load, a.store).size:
+        for words, mark in ((a.load, a.load_mark), (a.residual, a.store_mark)):
+            foreign = words[(self.mark[words] != 0) & (self.mark[words] != mark)]
+            if foreign.size:
+                raise HazardError(f"reads activation word {foreign[0]}, which holds rows of a queue", where=where)
+        written = np.concatenate([a.store, a.keep])
+        if np.intersect1d(a.load, written).size:
             raise HazardError("writes activation words that it loads itself", where=where)
         if np.intersect1d(a.operand_load, a.operand_store).size:
             raise HazardError("writes operand words that it reads itself", where=where)
         other = 1 - a.engine
-        late = a.store[self.read[other, a.store] > wait]
+        late = written[self.read[other, written] > wait]
         if late.size:
             raise HazardError(
                 f"overwrites activation word {late[0]} before its reader, retired as number "
                 f"{self.read[other, late[0]]}, is done", where=where, mend=f"it waits for {wait}",
             )  # fmt: skip
-        clash = a.store[(self.writer_engine[a.store] == other) & (self.written[a.store] > wait)]
+        clash = written[(self.writer_engine[written] == other) & (self.written[written] > wait)]
         if clash.size:
             raise HazardError(f"activation word {clash[0]} may still be written by the other engine", where=where)
-        self.written[a.store] = done
-        self.writer_engine[a.store] = a.engine
+        early = a.keep[np.maximum(self.written, self.added)[a.keep] > wait]
+        if early.size:
+            raise HazardError(f"keeps activation word {early[0]}, which POST may still add or write", where=where)
+        self.written[written] = done
+        self.writer_engine[written] = a.engine
+        self.mark[written] = 0
+        self.mark[a.store] = a.store_mark
         self.operand_written[a.operand_store] = done
         for words in (a.load, a.residual):
             self.read[a.engine, words] = done
+        self.added[a.residual] = done
 
     @staticmethod
     def _require_written(written: Words, words: Words, wait: int, what: str, where: str) -> None:
@@ -152,7 +189,8 @@ class _Order:
 
     # -- what each instruction touches --------------------------------------------------------------------------
 
-    def _accesses(self, instruction: Instruction, where: str) -> Accesses:
+    def accesses(self, instruction: Instruction, where: str) -> Accesses:
+        """The words that an instruction touches, which all lie inside their memories."""
         if isinstance(instruction, Linear):
             a = self._linear(instruction)
         elif isinstance(instruction, Attention):
@@ -162,7 +200,7 @@ class _Order:
         else:
             assert isinstance(instruction, DmaOut)
             a = Accesses(DMA, instruction.src + np.arange(instruction.words), _NONE, _NONE, _NONE, _NONE)
-        for words in (a.load, a.residual, a.store):
+        for words in (a.load, a.residual, a.store, a.keep):
             self._bounded(words, 0, self.config.activation_words, "activation", where)
         for words in (a.operand_load, a.operand_store):
             self._bounded(words, self.ring_words, self.config.operand_words, "K/V", where)
@@ -174,8 +212,10 @@ class _Order:
             raise HazardError(f"{what} words {words.min()} … {words.max()} leave {low} … {high - 1}", where=where)
 
     @staticmethod
-    def _rows(addr: int, stride: int, rows: int, words: int) -> Words:
-        return np.unique(addr + np.arange(rows)[:, None] * stride + np.arange(words))
+    def _rows(addr: int, stride: int, rows: int | Words, words: int) -> Words:
+        """Words of so many rows, or of the rows of these numbers."""
+        numbers = np.arange(rows) if isinstance(rows, int) else rows
+        return np.unique(addr + numbers[:, None] * stride + np.arange(words))
 
     def _linear(self, n: Linear) -> Accesses:
         c = self.config
@@ -189,13 +229,21 @@ class _Order:
         values = layout.value_address(
             token, np.arange((n.tiles - n.value_tile) * c.columns), n.value_base, n.value_stride, c
         )
+        loaded = self.queues.tokens if n.gather else n.n_rows
+        finished = self.queues.tokens if n.scatter else n.n_rows
+        written = 0 if n.route else wide * n.key_tile
+        mark = self.queues.mark(n) if of_queue(n) else 0
+        kept = self._rows(n.keep_dst, n.keep_stride, n.n_rows, layout.ceil_div(n.length, c.columns))
         return Accesses(
             COMPUTE,
-            self._rows(n.src, n.src_stride, n.n_rows, layout.row_words(n.length, c.columns, in_bits)),
-            self._rows(n.res, n.dst_stride, n.n_rows, 2 * n.key_tile) if n.residual else _NONE,
-            self._rows(n.dst, n.dst_stride, n.n_rows, wide * n.key_tile),
+            self._rows(n.src, n.src_stride, loaded, layout.row_words(n.length, c.columns, in_bits)),
+            self._rows(n.res, n.dst_stride, finished, 2 * n.key_tile) if n.residual else _NONE,
+            self._rows(n.dst, n.dst_stride, finished, written),
             _NONE,
             np.unique(np.concatenate([keys.ravel() // size, values.ravel() // size])),
+            kept if n.keep else _NONE,
+            load_mark=0 if n.gather else mark,
+            store_mark=0 if n.scatter else mark,
         )
 
     def _attention(self, a: Attention) -> Accesses:
@@ -276,33 +324,73 @@ class _Rings:
         streamed = dict.fromkeys(self.size, 0)
         released = dict.fromkeys(self.size, 0)
         freed_at: list[tuple[int, dict[str, int]]] = []  # per LINEAR: its number, words freed once it is done
-        blocks: list[tuple[int, dict[str, int]]] = []  # per STREAM: its number, words streamed with it
+        blocks: list[_Block] = []
+        readers: list[_Reader] = []
+        gate = retired = 0  # retired count of the last gate, and before the instruction
         for number, i in enumerate(instructions):
             where = f"instruction {number} ({i.mnemonic()})"
             if isinstance(i, Stream):
+                first = dict(streamed)
                 for ring in self.size:
                     streamed[ring] += getattr(i, f"{ring}_words")
-                blocks.append((number, dict(streamed)))
+                blocks.append(_Block(number, i, first, dict(streamed)))
             elif isinstance(i, Linear):
-                for ring, words in self._needs(i).items():
+                needs = self._needs(i)
+                for ring, words in needs.items():
                     if words > self.size[ring]:
                         raise HazardError(f"needs {words} {ring} words; its ring has {self.size[ring]}", where=where)
                     if released[ring] + words > streamed[ring]:
                         raise HazardError(f"needs {ring} words that no STREAM before it brings", where=where)
-                    released[ring] += words if i.release else 0
+                end = {ring: released[ring] + words for ring, words in needs.items()}
+                readers.append(_Reader(number, of_queue(i), i.queue, dict(released), end, gate, retired))
+                if i.release:
+                    released = end
                 freed_at.append((number, dict(released)))
+            if isinstance(i, Linear) and i.route:
+                gate = retired + 1
+            retired += i.retires
         for ring in self.size:
             if released[ring] != streamed[ring]:
                 raise HazardError(f"{streamed[ring] - released[ring]} {ring} words are never released")
+        self._predicated(blocks, readers)
         self._progress(blocks, freed_at)
+        self._decided(blocks, readers, [n for n, i in enumerate(instructions) if i.retires])
 
-    def _progress(self, blocks: list[tuple[int, dict[str, int]]], freed: list[tuple[int, dict[str, int]]]) -> None:
+    def _predicated(self, blocks: list["_Block"], readers: list["_Reader"]) -> None:
+        """The predicated STREAMs are those of the LINEARs over queues, one by one; nobody else takes their words."""
+        predicated = [b for b in blocks if b.stream.predicated]
+        for block, reader in zip_longest(predicated, [r for r in readers if r.of_queue]):
+            if block is None:
+                raise HazardError("has no predicated STREAM", where=f"instruction {reader.number} (LINEAR)")
+            where, stream = f"instruction {block.number} (STREAM)", block.stream
+            if reader is None:
+                raise HazardError("is predicated, and there is no LINEAR over a queue for it", where=where)
+            same = all((block.first[r], block.end[r]) == (reader.first[r], reader.end[r]) for r in ("post", "weight"))
+            if stream.queue != reader.queue or stream.norm_words or not same:
+                raise HazardError(f"does not bring what instruction {reader.number} takes for its queue", where=where)
+            if not reader.gate <= stream.wait <= reader.retired:
+                raise HazardError(
+                    f"waits for {stream.wait} instructions; its queue is complete after {reader.gate}, and "
+                    f"{reader.retired} stand before its LINEAR", where=where,
+                )  # fmt: skip
+        for ring in self.size:
+            # Ranges of words of a ring, both in their order.
+            following = [(b.first[ring], b.end[ring], b.number) for b in predicated if b.end[ring] > b.first[ring]]
+            for reader in readers:
+                while following and following[0][1] <= reader.first[ring]:
+                    following.pop(0)
+                if following and not reader.of_queue and reader.end[ring] > following[0][0]:
+                    raise HazardError(
+                        f"takes {ring} words of a predicated STREAM, instruction {following[0][2]}",
+                        where=f"instruction {reader.number} (LINEAR)",
+                    )  # fmt: skip
+
+    def _progress(self, blocks: list["_Block"], freed: list[tuple[int, dict[str, int]]]) -> None:
         """When the fetch unit waits at STREAM m for a place in the queue, the streamer is at block
         m - STREAM_QUEUE_DEPTH at the latest; the LINEARs that must end before that block fits have to stand
-        before STREAM m, or nothing moves again."""
+        before STREAM m, or nothing moves again. Blocks that an empty queue leaves out only make room."""
         for m in range(STREAM_QUEUE_DEPTH, len(blocks)):
-            number, _ = blocks[m]
-            _, words = blocks[m - STREAM_QUEUE_DEPTH]
+            number, words = blocks[m].number, blocks[m - STREAM_QUEUE_DEPTH].end
             for ring, size in self.size.items():
                 excess = words[ring] - size
                 last = next((n for n, done in freed if done[ring] >= excess), None)
@@ -313,4 +401,49 @@ class _Rings:
                         where=f"instruction {number} (STREAM)", mend="stream later",
                     )  # fmt: skip
 
+    @staticmethod
+    def _decided(blocks: list["_Block"], readers: list["_Reader"], retiring: list[int]) -> None:
+        """In the same way, what a predicated STREAM waits for must stand before the STREAM at which fetch then waits:
+        its gate, unless it is speculative, and the LINEAR that takes the bit of the BROUGHT_QUEUE_DEPTH-th predicated
+        STREAM before it. What these need was streamed before, since LINEARs take their words in order."""
+        queued = [r.number for r in readers if r.of_queue]
+        count = 0  # predicated STREAMs before the block
+        for m, block in enumerate(blocks):
+            if not block.stream.predicated:
+                continue
+            needs = []
+            if not block.stream.speculative and block.stream.wait:
+                needs.append(retiring[block.stream.wait - 1])
+            if count >= BROUGHT_QUEUE_DEPTH:
+                needs.append(queued[count - BROUGHT_QUEUE_DEPTH])
+            count += 1
+            fetch = m + STREAM_QUEUE_DEPTH
+            if fetch < len(blocks) and needs and max(needs) > blocks[fetch].number:
+                raise HazardError(
+                    f"may block for ever: the predicated STREAM in progress, instruction {block.number}, goes on only "
+                    f"after instruction {max(needs)}",
+                    where=f"instruction {blocks[fetch].number} (STREAM)", mend="stream later",
+                )  # fmt: skip
 
+
+@dataclass(frozen=True)
+class _Block:
+    """A STREAM with the words of each ring that are streamed before it and with it."""
+
+    number: int
+    stream: Stream
+    first: dict[str, int]
+    end: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A LINEAR with the words of each ring that it takes, numbered as the STREAMs bring them."""
+
+    number: int
+    of_queue: bool
+    queue: int
+    first: dict[str, int]
+    end: dict[str, int]
+    gate: int  #: retired count at which the last gate before it is done
+    retired: int  #: instructions before it that retire

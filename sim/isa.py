@@ -171,15 +171,15 @@ class IsaSimulator:
         source = self._rows(n.src, n.src_stride, n.n_rows, product.row_words)
         kept = None
         if n.keep:
+            if n.norm == NormMode.NONE:
+                raise IndexError("LINEAR keeps rows that are already in memory")
             kept = self._rows(n.keep_dst, n.keep_stride, n.n_rows, layout.ceil_div(n.length, self.config.columns))
         finish_rows = self._gate(n) if n.route else self._write(n)
 
         def step(state: Memories, inputs: Bytes) -> None:
-            rows = source(state)
-            x = product.load(rows)
+            x = product.load(source(state))
             if kept is not None:
-                copied = n.norm == NormMode.NONE
-                kept(state)[...] = rows if copied else layout.pack_rows(x, self.config.columns, 8)
+                kept(state)[...] = layout.pack_rows(x, self.config.columns, 8)
             finish_rows(state, product.mid(x))
 
         return step

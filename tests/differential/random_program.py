@@ -307,7 +307,7 @@ class Generator:
         order = _Order(self.config, self.ring_words)
         out: list[Instruction] = []
         for done, instruction in enumerate(self.work):
-            accesses = order._accesses(instruction, "")
+            accesses = order.accesses(instruction, "")
             wait = _smallest_wait(order, accesses)
             if self.rng.random() < 0.1:
                 wait = self._int(wait, done)
