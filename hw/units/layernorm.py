@@ -95,13 +95,14 @@ class LayerNormUnit(wiring.Component):
         has no more than MAX_TILES tiles on their way
     go : In(1), a buffer is free for a tile's first row
     begin : Out(1), a tile's first row has taken it
+    hold : In(1), no word may leave the row buffer in this cycle; nothing is lost
     waiting : Out(1), nothing is read because a tile's first row waits for ``go``
     o_tile, filled : Out(TileWriteSignature), Out(1): with the last write of a tile
 
     Numerics: ``numerics.layernorm.layernorm``; with ``affine``, ``numerics.layernorm.affine`` of the row.
     Latency: ``layernorm_latency(config)`` cycles from a row's last word to its first write (tiny 56,
     zcu104 58), if nothing is before it and a buffer is free.
-    Throughput: one word per cycle in and out, rows of one word included.
+    Throughput: one word per cycle in and out, rows of one word included, less one out for each cycle of ``hold``.
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -118,6 +119,7 @@ class LayerNormUnit(wiring.Component):
                 "freed": Out(1),
                 "go": In(1),
                 "begin": Out(1),
+                "hold": In(1),
                 "waiting": Out(1),
                 "o_tile": Out(TileWriteSignature(config)),
                 "filled": Out(1),
@@ -243,17 +245,20 @@ class LayerNormUnit(wiring.Component):
 
     def _second_pass(self, m: Module, queue, row_layout):
         """Reads the words of one row of the queue after another; returns what belongs to each read."""
-        reading, word, row = Signal(), Signal.like(self.constants.last_word), Signal(row_layout)
+        active, reading = Signal(), Signal()
+        word, row = Signal.like(self.constants.last_word), Signal(row_layout)
         head = data.View(row_layout, queue.r_data)
-        allowed, over = ~head.place.first_row | self.go, ~reading | (word == self.constants.last_word)
+        allowed = ~head.place.first_row | self.go
+        over = ~active | (reading & (word == self.constants.last_word))
         m.d.comb += [
+            reading.eq(active & ~self.hold),
             queue.r_en.eq(over & allowed),
             self.begin.eq(over & queue.r_rdy & head.place.first_row & self.go),
-            self.waiting.eq(~reading & queue.r_rdy & ~allowed),
+            self.waiting.eq(~active & queue.r_rdy & ~allowed),
         ]
         with m.If(over):
-            m.d.sync += [reading.eq(queue.r_rdy & allowed), word.eq(0), row.eq(head)]
-        with m.Else():
+            m.d.sync += [active.eq(queue.r_rdy & allowed), word.eq(0), row.eq(head)]
+        with m.Elif(reading):
             m.d.sync += word.eq(word + 1)
         return reading, word, row
 
@@ -297,7 +302,8 @@ class LayerNormUnit(wiring.Component):
         address = Signal(range(config.norm_words))  # of the word being read
         m.d.comb += address.eq(constants.norm_base)
         following = Signal(range(config.norm_words))
-        m.d.sync += following.eq(Mux(address == config.norm_words - 1, 0, address + 1))
+        with m.If(reading):
+            m.d.sync += following.eq(Mux(address == config.norm_words - 1, 0, address + 1))
         with m.If(word != 0):
             m.d.comb += address.eq(following)
         m.d.comb += self.norm.addr.eq(

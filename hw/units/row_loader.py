@@ -1,14 +1,16 @@
 """Reads rows of activation memory into an A tile, copied or normalised."""
 
 from amaranth import *
-from amaranth.lib import data, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from moevit.config import AcceleratorConfig
 from moevit.hw.interfaces import (
     ACTIVATION_READ_LATENCY,
+    SLOT_WIDTH,
     ActivationReadSignature,
     MemoryReadSignature,
+    RowEntrySignature,
     TileWriteSignature,
 )
 from moevit.hw.units import arithmetic
@@ -20,6 +22,7 @@ from moevit.hw.units.layernorm import (
     place_layout,
     row_buffer_words,
 )
+from moevit.hw.units.queue_rows import QueueRow
 from moevit.isa.formats import ADDRESS, STRIDE
 
 COPY_LATENCY = ACTIVATION_READ_LATENCY + 1  #: cycles from an accepted read to its tile write
@@ -31,7 +34,7 @@ def norm_latency(config: AcceleratorConfig) -> int:
 
 
 class RowLoader(wiring.Component):
-    """Fills one A-tile buffer after another with rows that follow each other at a stride.
+    """Fills one A-tile buffer after another with rows that follow each other at a stride, or are listed.
 
     Parameters
     ----------
@@ -40,23 +43,30 @@ class RowLoader(wiring.Component):
     Members
     -------
     start : In(1), begins a tile; only while ``ready``, and to be copied, only if its buffer is free
-    last_row, buffer : the tile's last row and its buffer, taken with ``start``
+    last_row, slot : the tile's last row and its number, of which bit 0 is its buffer, taken with ``start``
     load, base : with ``start``: the first row is at ``base``, else where the previous tile's rows ended
     stride : words between rows; constant until the tile's last read
+    listed : rows are where ``i_rows`` says, in place of that; constant while ``busy``
+    i_rows : stream of QueueRow, taken the cycle after its row has begun
+    scatter, o_entry : the rows' queue entries are given, each 1 cycle after its row's first word has been asked
+        for; constant while ``busy``
     wide : rows are int16 and go through LayerNorm; constant while ``busy``
     constants : constants_layout of the LayerNormUnit; ``last_word`` and ``wide`` rows' other fields must be
         constant from 3 cycles before the first ``start`` until ``busy`` falls
     act, norm : activation and norm memory
     o_tile, filled : Out(TileWriteSignature), Out(1): with the last write of each tile
     go, begin : a buffer is free; a tile that is normalised has taken it, with its first write still to come
+    o_last : with the last write of each row, if ``wide``
+    hold, entered : what is normalised may not go on in this cycle; a word has, and cannot be held any more
     ready : the reads of the previous tile have all been accepted
     busy : tiles are started that are not filled
     waiting : nothing is read or written because a tile that is normalised waits for ``go``
 
     Numerics: a copy, or ``numerics.layernorm.layernorm`` or ``affine``.
     Latency: the first read is one cycle after ``start``; see COPY_LATENCY and ``norm_latency``.
-    Throughput: one word (or pair, if wide) per cycle, and one cycle between tiles. While rows are normalised,
-    the reads of the next tiles go on, of up to MAX_TILES and as far as the row buffer holds them.
+    Throughput: one word (or pair, if wide) per cycle, and one cycle between tiles; listed rows of one word take
+    2 cycles each. While rows are normalised, the reads of the next tiles go on, of up to MAX_TILES and as far as
+    the row buffer holds them.
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -65,16 +75,23 @@ class RowLoader(wiring.Component):
             {
                 "start": In(1),
                 "last_row": In(range(config.rows)),
-                "buffer": In(1),
+                "slot": In(SLOT_WIDTH),
                 "load": In(1),
                 "base": In(ADDRESS),
                 "stride": In(STRIDE),
+                "listed": In(1),
+                "i_rows": In(stream.Signature(QueueRow)),
+                "scatter": In(1),
+                "o_entry": Out(RowEntrySignature(config)),
                 "wide": In(1),
                 "constants": In(constants_layout(config)),
                 "act": Out(ActivationReadSignature(config)),
                 "norm": Out(MemoryReadSignature(config.norm_words, 32 * config.columns)),
                 "o_tile": Out(TileWriteSignature(config)),
                 "filled": Out(1),
+                "o_last": Out(1),
+                "hold": In(1),
+                "entered": Out(1),
                 "go": In(1),
                 "begin": Out(1),
                 "ready": Out(1),
@@ -112,10 +129,13 @@ class RowLoader(wiring.Component):
             self.o_tile.word.eq(Mux(self.wide, unit.o_tile.word, answer.word)),
             self.o_tile.data.eq(Mux(self.wide, unit.o_tile.data, half)),
             self.filled.eq((copied & answer.last & answer.place.last_row) | unit.filled),
+            self.o_last.eq(unit.o_tile.word == constants.last_word),
         ]
 
         m.d.comb += [
             unit.go.eq(self.go),
+            unit.hold.eq(self.hold),
+            self.entered.eq(unit.freed),
             self.begin.eq(unit.begin),
             self.waiting.eq(unit.waiting & ~arithmetic.delay(m, accepted, 1, name="accepted", reset=True)),
         ]
@@ -135,8 +155,9 @@ class RowLoader(wiring.Component):
                 }
             )
         )
-        active, last_row = Signal(), Signal.like(self.last_row)
-        row, buffer, word = Signal.like(self.last_row), Signal(), Signal.like(request.word)
+        active, located = Signal(), Signal()  # a tile is being read, and where its row is is known
+        last_row, row = Signal.like(self.last_row), Signal.like(self.last_row)
+        slot, word = Signal(SLOT_WIDTH), Signal.like(request.word)
         row_address, address = Signal(ADDRESS), Signal(ADDRESS)
 
         # words that are asked for and have not left the row buffer
@@ -151,10 +172,10 @@ class RowLoader(wiring.Component):
         m.d.comb += [
             self.busy.eq(tiles != 0),
             self.ready.eq(~active & (tiles != MAX_TILES)),
-            act.valid.eq(active & (held != depth)),
+            act.valid.eq(active & located & (held != depth)),
             act.pair.eq(address[1:]),
             request.place.row.eq(row),
-            request.place.buffer.eq(buffer),
+            request.place.buffer.eq(slot[0]),
             request.place.first_row.eq(row == 0),
             request.place.last_row.eq(row == last_row),
             request.word.eq(word),
@@ -169,7 +190,7 @@ class RowLoader(wiring.Component):
                 row.eq(0),
                 word.eq(0),
                 last_row.eq(self.last_row),
-                buffer.eq(self.buffer),
+                slot.eq(self.slot),
             ]
             with m.If(self.load):
                 m.d.sync += [row_address.eq(self.base), address.eq(self.base)]
@@ -180,4 +201,25 @@ class RowLoader(wiring.Component):
                     m.d.sync += active.eq(0)
             with m.Else():
                 m.d.sync += [address.eq(address + Mux(self.wide, 2, 1)), word.eq(word + 1)]
+
+        following = accepted & request.last & ~request.place.last_row
+        self._listed_row(m, self.start | following | (active & ~located), located, address, slot, row)
         return request
+
+    def _listed_row(self, m: Module, begins, located, address, slot, row) -> None:
+        """The address of a row that ``begins``, unless it is known, and its entry."""
+        # A row leaves the stream a cycle late, so that the memory's ready does not reach into it.
+        used = Signal()
+        here = self.i_rows.valid & ~used
+        m.d.sync += used.eq(self.listed & begins & here)
+        m.d.comb += self.i_rows.ready.eq(used)
+        with m.If(begins):
+            m.d.sync += located.eq(~self.listed | here)
+            with m.If(self.listed):
+                m.d.sync += address.eq(self.i_rows.payload.address)
+        m.d.sync += [
+            self.o_entry.valid.eq(used & self.scatter),
+            self.o_entry.slot.eq(slot),
+            self.o_entry.row.eq(row),
+            self.o_entry.entry.eq(self.i_rows.payload.entry),
+        ]

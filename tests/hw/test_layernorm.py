@@ -15,7 +15,7 @@ from moevit.isa.formats import NormMode
 LAYERNORM, AFFINE = NormMode.LAYERNORM, NormMode.AFFINE
 
 
-def _run(config, norm, rows, *, base=0, gap=0.0, seed=0):
+def _run(config, norm, rows, *, base=0, gap=0.0, hold=0.0, seed=0):
     """Feed rows and collect the tile writes; returns (outputs, cycles of rows' last words, of writes)."""
     dut = LayerNormUnit(config)
     rng = np.random.default_rng(seed)
@@ -73,6 +73,9 @@ def _run(config, norm, rows, *, base=0, gap=0.0, seed=0):
                     last_in.append(cycle)
             ctx.set(dut.norm.data, memory.get(addresses.pop(0), 0))
             addresses.append(ctx.get(dut.norm.addr))
+            held = stall.random() < hold if cycle % 200 < 150 else hold > 0  # now and then for long
+            ctx.set(dut.hold, held)
+            assert not (held and ctx.get(dut.freed))
             freed += ctx.get(dut.freed)
             if ctx.get(dut.o_tile.valid):
                 r, i = divmod(len(writes), words)
@@ -122,6 +125,19 @@ def test_rows(mode, length, gap):
         )
         if gap == 0:
             assert writes == list(range(writes[0], writes[0] + len(writes)))
+
+
+@pytest.mark.parametrize("mode", [LAYERNORM, AFFINE])
+@pytest.mark.parametrize("length", [5, 16, 37])
+def test_hold(mode, length):
+    """What is held goes on as if it had not been; as many rows as the row buffer has room for."""
+    config = get_config("tiny")
+    rng = np.random.default_rng([length, mode, 1])
+    norm = random_norm(rng, mode, length, True)
+    rows = random_rows(rng, min(20, row_buffer_words(config) // -(-length // config.columns)), length)
+    for hold in (0.1, 0.7):
+        last_in, writes = _check(config, norm, rows, hold=hold, gap=0.3, base=253, seed=length)
+        assert len(writes) == len(rows) * -(-length // config.columns) and writes[-1] > last_in[-1]
 
 
 def test_wide_lanes():
