@@ -241,8 +241,8 @@ _ERROR_NOTE = """\
 ERROR_INSTRUCTION counts from BEGIN, which is 0. It is exact for instructions that are refused before
 they are dispatched, and for the DMA unit's. Where POST finds an address out of range or the queues full
 it is the oldest LINEAR or ATTENTION that has not retired, where the loader finds the one or a queue too
-long the one it has begun last; STALLED names the oldest that has not retired. Weights are read far ahead: BUS_STREAM, an IMAGE_RANGE of a STREAM, and
-BUS_FETCH give the number of instructions that had been fetched.
+long the one it has begun last; STALLED names the oldest that has not retired. Weights are read far
+ahead: BUS_STREAM, an IMAGE_RANGE of a STREAM, and BUS_FETCH give the number of instructions that had been fetched.
 """
 
 _COUNTER_NOTE = """\
