@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moevit.compiler.calibrate import calibrate
-from moevit.compiler.emit import Emitter
+from moevit.compiler.emit import Emitter, Routing
 from moevit.compiler.frontend.load import load
 from moevit.compiler.fuse import fuse
 from moevit.compiler.hazards import check_program
+from moevit.compiler.ir import Graph
+from moevit.compiler.joint import join_ranges
 from moevit.compiler.memory import BlockStore
 from moevit.compiler.quantise import quantise
 from moevit.config import AcceleratorConfig
@@ -45,6 +47,8 @@ def compile_model(
     config: AcceleratorConfig,
     calibration: Callable[[str, Mapping[str, tuple[int, ...]]], Inputs],
     *,
+    speculate: bool = True,
+    route_rows: int | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Compiled:
     """Compile one model per task into one program.
@@ -54,6 +58,7 @@ def compile_model(
     models : task name to ONNX file
     config : the machine
     calibration : called with a task's name and its inputs' shapes; returns float inputs [B, ...] by name
+    speculate, route_rows : how mixtures of experts are computed, see :class:`~moevit.compiler.emit.Routing`
     progress : told the name of each step as it starts
 
     Raises
@@ -64,30 +69,56 @@ def compile_model(
     if not models:
         raise InputError("no model given")
     seconds: dict[str, float] = {}
-    blocks = BlockStore()
-    tasks, sources, peak = [], [], 0
+    graphs, data, sources = {}, {}, []
     for name, path in models.items():
-        clock = _Clock(seconds, progress, name if len(models) > 1 else "")
-        with clock("read"):
-            graph = load(path)
-            stages = fuse(graph)
-        with clock("calibrate"):
-            ranges = calibrate(graph, calibration(name, {i.name: i.model_shape for i in graph.inputs}))
-        with clock("quantise"):
-            quantised = quantise(stages, ranges, config)
-        with clock("emit"):
-            emitter = Emitter(name, stages, quantised, config, blocks)
-            tasks.append(emitter.run())
-            peak = max(peak, emitter.memory.peak)
+        with _Clock(seconds, progress, name if len(models) > 1 else "")("read"):
+            graphs[name] = load(path)
+        data[name] = calibration(name, {i.name: i.model_shape for i in graphs[name].inputs})
         sources.append(Source(name, Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()))
-    shared = blocks.shared
-    program = Program(config, tuple(tasks), tuple(sources), bytes(blocks.data), shared)
+    return compile_graphs(
+        graphs, config, data, tuple(sources), routing=Routing(speculate, route_rows), progress=progress,
+        seconds=seconds,
+    )  # fmt: skip
+
+
+def compile_graphs(
+    graphs: Mapping[str, Graph],
+    config: AcceleratorConfig,
+    data: Mapping[str, Inputs],
+    sources: tuple[Source, ...] = (),
+    *,
+    routing: Routing | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+    seconds: dict[str, float] | None = None,
+) -> Compiled:
+    """As :func:`compile_model`, for graphs and calibration inputs [B, ...] by task name.
+
+    ``seconds`` is what the steps before have taken, and is added to.
+    """
+    seconds = {} if seconds is None else seconds
+    clocks = {name: _Clock(seconds, progress, name if len(graphs) > 1 else "") for name in graphs}
+    stages, ranges = {}, {}
+    for name, graph in graphs.items():
+        with clocks[name]("calibrate"):
+            stages[name] = fuse(graph)
+            ranges[name] = calibrate(graph, data[name])
+    ranges = join_ranges(graphs, ranges)
+    blocks = BlockStore()
+    tasks, peak = [], 0
+    for name, clock in clocks.items():
+        with clock("quantise"):
+            quantised = quantise(stages[name], ranges[name], config)
+        with clock("emit"):
+            emitter = Emitter(name, stages[name], quantised, config, blocks, routing)
+            tasks.append(emitter.run())
+            peak = max(peak, emitter.peak)
+    program = Program(config, tuple(tasks), sources, bytes(blocks.data), blocks.shared)
     with _Clock(seconds, progress, "")("hazards"):
         for task in tasks:
             check_program(program, task)
     instructions = sum(t.instructions for t in tasks)
     return Compiled(
-        program, instructions, len(program.image) - 64 * instructions, shared, peak * config.columns,
+        program, instructions, len(program.image) - 64 * instructions, blocks.shared, peak * config.columns,
         sum(t.macs for t in tasks), seconds,
     )  # fmt: skip
 

@@ -1,12 +1,24 @@
 """Graph to stages: which operations go through the pipeline together."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from moevit.compiler import ir
-from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, Stage, Stages, identity_linear
+from moevit.compiler.stages import (
+    AttentionStage,
+    EmbedStage,
+    LinearStage,
+    MoeStage,
+    Stage,
+    Stages,
+    copied,
+    identity_linear,
+    reads,
+)
 from moevit.errors import UnsupportedNode, UnsupportedOpError
+from moevit.numerics.route import MAX_EXPERTS, MAX_TOP_K
 
 
 def fuse(graph: ir.Graph) -> Stages:
@@ -39,6 +51,8 @@ class _Fuser:
                 self._linear(op)
             elif isinstance(op, ir.Attention):
                 self._attention(op)
+            elif isinstance(op, ir.MoE):
+                self._moe(op)
             elif isinstance(op, ir.LayerNorm):
                 self._norm(op)
             elif isinstance(op, ir.Rows) and op.output not in self.outputs:
@@ -48,16 +62,12 @@ class _Fuser:
                 self._refuse(op, "no stage of the pipeline takes it here")
         if self.problems:
             raise UnsupportedOpError(self.problems, where=self.graph.name)
-        return Stages(self.graph, tuple(self.stages))
+        return Stages(self.graph, tuple(self._own_residuals()))
 
-    def _refuse(self, op: ir.Op, reason: str) -> None:
+    def _refuse(self, op: ir.Op, reason: str, way_out: str = "keep it out of the exported graph") -> None:
         self.done.add(op.name)
         name = ", ".join(op.source) or op.name
-        self.problems.append(
-            UnsupportedNode(
-                name=name, op=type(op).__name__, reason=reason, way_out="keep it out of the exported graph"
-            )
-        )
+        self.problems.append(UnsupportedNode(name=name, op=type(op).__name__, reason=reason, way_out=way_out))
 
     def _macs(self, ops: Iterable[ir.Op]) -> int:
         return sum(op.macs(*(self.graph.tensors[i] for i in op.inputs)) for op in ops)
@@ -107,7 +117,10 @@ class _Fuser:
             tensor = op.inputs[0]
 
     def _kept(self, norm: ir.LayerNorm) -> bool:
-        """Whether a norm's result must be in memory for a reader other than linear layers."""
+        """Whether a norm's result must be in memory: for a reader other than linear layers or one gate."""
+        if isinstance(self._only_reader(norm.output), ir.MoE):
+            return False
+
         def linear_only(tensor: str) -> bool:
             return tensor not in self.outputs and all(
                 isinstance(r, ir.Linear) or (isinstance(r, ir.Rows) and linear_only(r.output))
@@ -131,12 +144,9 @@ class _Fuser:
         if isinstance(reader, ir.Activation):
             activation, output = reader.kind, reader.output
             ops.append(reader)
-            reader = self._only_reader(output)
-        if isinstance(reader, ir.Add):
-            other = reader.b if reader.a == output else reader.a
-            if other != output and activation is None and self._defined(other):
-                residual, output = other, reader.output
-                ops.append(reader)
+        elif (add := self._residual(output)) is not None:
+            ops.append(add)
+            residual, output = _other(add, output), add.output
         self._emit(
             LinearStage(
                 name=op.name, x=x, output=output, source=tuple(s for o in (*passed, *ops) for s in o.source),
@@ -146,6 +156,49 @@ class _Fuser:
             ops,
         )  # fmt: skip
         return None
+
+    def _residual(self, tensor: str) -> ir.Add | None:
+        """What adds a tensor that nothing else reads to one that there is already."""
+        reader = self._only_reader(tensor)
+        if not isinstance(reader, ir.Add):
+            return None
+        other = _other(reader, tensor)
+        return reader if other != tensor and self._defined(other) else None
+
+    def _moe(self, op: ir.MoE) -> None:
+        x, row, rows, norm, passed = self._origin(op.x)
+        reason, way_out = _beyond_the_gate(op)
+        if (row, rows) != (0, self.graph.tensors[x][0]):
+            reason, way_out = "it takes some of a tensor's tokens only", "give it all of them"
+        if reason:
+            self._refuse(op, reason, way_out)
+            return
+        ops: list[ir.Op] = [op]
+        add = self._residual(op.output)
+        if add is not None:
+            ops.append(add)
+        self._emit(
+            MoeStage(
+                name=op.name, x=x, output=op.output if add is None else add.output,
+                source=tuple(s for o in (*passed, *ops) for s in o.source), macs=self._macs(ops), rows=rows,
+                moe=op, residual="" if add is None else _other(add, op.output), norm=norm,
+                norm_output=None if norm is None else norm.output,
+            ),
+            ops,
+        )  # fmt: skip
+
+    def _own_residuals(self) -> list[Stage]:
+        """The stages, with each mixture of experts adding to rows that nobody else needs."""
+        out: list[Stage] = []
+        for index, stage in enumerate(self.stages):
+            if isinstance(stage, MoeStage):
+                later = {t for s in self.stages[index + 1 :] for t in reads(s)} | self.outputs
+                if not stage.residual or stage.residual in later:
+                    start = copied(stage.residual or None, f"{stage.moe.output}#start", stage)
+                    out.append(start)
+                    stage = replace(stage, residual=start.output)
+            out.append(stage)
+        return out
 
     def _defined(self, tensor: str) -> bool:
         """Whether a stage so far, or an input, has made a tensor."""
@@ -190,3 +243,19 @@ class _Fuser:
             ),
             [op],
         )  # fmt: skip
+
+
+def _other(add: ir.Add, tensor: str) -> str:
+    """What is added to a tensor."""
+    return add.b if add.a == tensor else add.a
+
+
+def _beyond_the_gate(op: ir.MoE) -> tuple[str, str]:
+    """Why the machine has no such gate, and a way out; empty when it has."""
+    if op.experts > MAX_EXPERTS:
+        return f"it has {op.experts} experts; the machine has {MAX_EXPERTS} queues", "use fewer experts"
+    if op.top_k > MAX_TOP_K:
+        return f"a token goes to {op.top_k} experts; the gate selects {MAX_TOP_K} at most", "use a smaller top-k"
+    if op.threshold > 1:
+        return f"no score reaches its threshold of {op.threshold:g}", "leave the experts out"
+    return "", ""

@@ -2,30 +2,34 @@
 
 Weights int8 symmetric per output channel; 8-bit activations per tensor, uint8 with a zero point where one-sided;
 residual stream int16, one scale for all tensors that are added to each other. Zero points are folded into the
-next layer's bias, the attention's 1/sqrt(d) and log2(e) into the requantisation of the scores.
+next layer's bias, the attention's 1/sqrt(d) and log2(e) into the requantisation of the scores, a gate's log2(e) into
+that of its logits. Gate and experts see the same 8-bit rows; each expert has a scale of its own inside.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moevit.compiler.calibrate import Range
-from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, Stages
+from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, MoeStage, Stage, Stages
 from moevit.config import AcceleratorConfig
 from moevit.errors import UnsupportedNode, UnsupportedOpError
 from moevit.layout import ceil_div
 from moevit.numerics import activation as act
 from moevit.numerics import layernorm, softmax
 from moevit.numerics.activation import Activation
-from moevit.numerics.fixed import BIAS_WIDTH, quantise_scale, saturate
+from moevit.numerics.fixed import BIAS_WIDTH, MID_WIDTH, quantise_scale, saturate
+from moevit.numerics.route import LOGIT_FRACTION, SCORE_FRACTION, SCORE_WIDTH, RouteOrder
 
 INT16_HEADROOM = 2.0  #: residual and output scales leave room for twice the calibrated peak
 WEIGHT_MAX = 127
 
 ACTIVATIONS = {"relu": Activation.RELU, "gelu": Activation.GELU, "gelu_tanh": Activation.GELU,
                "silu": Activation.SILU}  # fmt: skip
+ORDERS = {"softmax_topk": RouteOrder.SOFTMAX_TOPK, "topk_softmax": RouteOrder.TOPK_SOFTMAX}
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,10 @@ class NormConstants:
 
 @dataclass(frozen=True, eq=False)
 class QuantisedLinear:
-    """A linear or embedding stage in integers; channels are padded and ordered as the machine has them."""
+    """A matrix of a stage in integers, and what happens before and after; channels are padded and ordered as the
+    machine has them."""
 
-    stage: LinearStage | EmbedStage
+    stage: Stage
     weight: NDArray[np.int8]  #: [out, in]
     bias: NDArray[np.int64]
     mult: NDArray[np.int64]
@@ -76,10 +81,23 @@ class QuantisedAttention:
 
 
 @dataclass(frozen=True, eq=False)
+class QuantisedMoe:
+    """A mixture of experts in integers."""
+
+    stage: MoeStage
+    gate: QuantisedLinear  #: its outputs are base-2 logits
+    experts: tuple[tuple[QuantisedLinear, QuantisedLinear], ...]  #: up and down of each
+    order: RouteOrder
+    threshold: int
+    rows: Format  #: 8-bit, of what the gate and the experts see
+    output: Format
+
+
+@dataclass(frozen=True, eq=False)
 class Quantised:
     """All stages in integers, and the formats of all tensors between them."""
 
-    stages: tuple[QuantisedLinear | QuantisedAttention, ...]
+    stages: tuple[QuantisedLinear | QuantisedAttention | QuantisedMoe, ...]
     formats: dict[str, Format]
     base: dict[str, NDArray[np.int64]]  #: int16 constants that embedding outputs start from, by tensor
 
@@ -115,14 +133,13 @@ def _choose_formats(stages: Stages, ranges: dict[str, Range]) -> dict[str, Forma
     for s in stages.stages:
         if isinstance(s, EmbedStage):
             wide.add(s.output)
-        if isinstance(s, LinearStage):
-            if s.norm is not None:
-                wide.add(s.x)
-            if s.residual is not None:
-                wide |= {s.residual, s.output}
-                group[root(s.residual)] = root(s.output)
+        if isinstance(s, LinearStage | MoeStage) and s.norm is not None:
+            wide.add(s.x)
+        if isinstance(s, LinearStage | MoeStage) and s.residual is not None:
+            wide |= {s.residual, s.output}
+            group[root(s.residual)] = root(s.output)
     peaks: dict[str, float] = {}
-    for t in wide:
+    for t in wide & set(ranges):  # rows that a mixture of experts starts from have no values of their own
         peaks[root(t)] = max(peaks.get(root(t), 0.0), ranges[t].peak)
     formats = {i.name: image_format(ranges[i.name]) for i in stages.graph.inputs}
     for s in stages.stages:
@@ -140,7 +157,7 @@ def _choose_formats(stages: Stages, ranges: dict[str, Range]) -> dict[str, Forma
 def quantise(stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig) -> Quantised:
     """Quantise every stage for ``config`` (whose columns decide the padding of attention heads)."""
     formats = _choose_formats(stages, ranges)
-    out: list[QuantisedLinear | QuantisedAttention] = []
+    out: list[QuantisedLinear | QuantisedAttention | QuantisedMoe] = []
     base: dict[str, NDArray[np.int64]] = {}
     heads = {s.output: (s.heads, s.head_dim) for s in stages.stages if isinstance(s, AttentionStage)}
     for s in stages.stages:
@@ -152,11 +169,13 @@ def quantise(stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig
             out.append(_linear(s, formats[s.x], None, formats, None, config))
         elif isinstance(s, LinearStage):
             out.append(_linear(s, *_load_format(s, formats, ranges), formats, heads.get(s.x), config))
+        elif isinstance(s, MoeStage):
+            out.append(_moe(s, *_load_format(s, formats, ranges), formats[s.output], ranges, config))
     return Quantised(tuple(out), formats, base)
 
 
 def _load_format(
-    s: LinearStage, formats: dict[str, Format], ranges: dict[str, Range]
+    s: LinearStage | MoeStage, formats: dict[str, Format], ranges: dict[str, Range]
 ) -> tuple[Format, NormConstants | None]:
     """What the array sees of a stage's input, and how the loader makes it."""
     given = formats[s.x]
@@ -168,7 +187,7 @@ def _load_format(
         return seen, NormConstants(gamma, beta, shift, row)
     if given.dtype == "int16":  # x * gamma is the 8-bit value: affine's "normal" is the row itself
         seen = _int8(ranges[s.x])
-        length = s.weight.shape[1]
+        length = (s.weight if isinstance(s, LinearStage) else s.moe.gate_weight).shape[1]
         ratio = given.scale / seen.scale * 2.0**layernorm.NORMAL_FRACTION
         gamma, beta, shift = layernorm.quantise_affine(np.full(length, ratio), np.zeros(length), 1.0)
         return seen, NormConstants(gamma, beta, shift, None)
@@ -204,6 +223,21 @@ def _linear(
         scales = np.repeat([output.scale, formats[s.key].scale, formats[s.value].scale], s.heads * s.head_dim)
         weight, bias, mid_scale = (_pad_heads(a, 3 * s.heads, s.head_dim, padded) for a in (weight, bias, scales))
         key, value = s.heads * padded, 2 * s.heads * padded
+    return QuantisedLinear(
+        s, *_integers(s.name, weight, bias, seen, mid_scale), seen.dtype == "int8", norm, kind,
+        _second(kind, output), output, key, value,
+    )  # fmt: skip
+
+
+def _second(kind: Activation, output: Format) -> tuple[int, int, int]:
+    """POST's second stage: multiplier, shift and zero point after an activation."""
+    return (*quantise_scale(2.0**-act.FRACTION / output.scale), output.zero_point) if kind else (0, 0, 0)
+
+
+def _integers(
+    name: str, weight: NDArray, bias: NDArray, seen: Format, mid_scale: NDArray
+) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Weight, bias, multiplier and shift of rows ``x @ weight.T + bias``, x as ``seen``, in steps of ``mid_scale``."""
     peak = np.abs(weight).max(axis=1)
     scale = np.where(peak > 0, peak, 1.0) / WEIGHT_MAX
     q = np.clip(np.round(weight / scale[:, None]), -WEIGHT_MAX, WEIGHT_MAX)
@@ -211,20 +245,50 @@ def _linear(
     q_bias = np.round(bias / acc_scale) - seen.zero_point * q.sum(axis=1)
     limit = (1 << (BIAS_WIDTH - 1)) - 1
     if np.abs(q_bias).max(initial=0) > limit:
-        reason = "a bias is too large for its weights' scale"
-        node = UnsupportedNode(name=s.name, op="Linear", reason=reason, way_out="rescale the layer")
-        raise UnsupportedOpError([node])
+        _refuse(name, "Linear", "a bias is too large for its weights' scale", "rescale the layer")
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(mid_scale > 0, acc_scale / np.where(mid_scale > 0, mid_scale, 1), 1.0)
     # a channel of zeros has no meaningful scale; one that would overflow the multiplier saturates anyway
     pairs = [quantise_scale(float(np.clip(r, 2.0**-46, 2.0**15))) for r in ratio]
-    second = (0, 0, 0)
-    if kind:
-        second = (*quantise_scale(2.0**-act.FRACTION / output.scale), output.zero_point)
-    return QuantisedLinear(
-        s, q.astype(np.int8), q_bias.astype(np.int64), np.array([m for m, _ in pairs]),
-        np.array([n for _, n in pairs]), seen.dtype == "int8", norm, kind, second, output, key, value,
-    )  # fmt: skip
+    mult, shift = np.array(pairs, np.int64).T
+    return q.astype(np.int8), q_bias.astype(np.int64), mult, shift
+
+
+def _refuse(name: str, op: str, reason: str, way_out: str) -> NoReturn:
+    raise UnsupportedOpError([UnsupportedNode(name=name, op=op, reason=reason, way_out=way_out)])
+
+
+def _moe(
+    s: MoeStage, seen: Format, norm: NormConstants | None, output: Format, ranges: dict[str, Range],
+    config: AcceleratorConfig,
+) -> QuantisedMoe:  # fmt: skip
+    op = s.moe
+
+    def matrix(
+        weight: NDArray, bias: NDArray, given: Format, step: float, kind: Activation, to: Format,
+        loads: NormConstants | None = None,
+    ) -> QuantisedLinear:  # fmt: skip
+        whole = ceil_div(len(weight), config.columns) * config.columns
+        integers = _integers(s.name, weight.astype(np.float64), bias.astype(np.float64), given,
+                             np.full(len(weight), step))  # fmt: skip
+        return QuantisedLinear(s, *integers, given.dtype == "int8", loads, kind, _second(kind, to), to, whole, whole)
+
+    def expert(e: int) -> tuple[QuantisedLinear, QuantisedLinear]:
+        hidden = _one_sided(ranges[f"{op.output}#hidden.{e}"])
+        return (
+            matrix(op.up_weight[e], op.up_bias[e], seen, 2.0**-act.FRACTION, ACTIVATIONS[op.activation], hidden),
+            matrix(op.down_weight[e], op.down_bias[e], hidden, output.scale, Activation.NONE, output),
+        )
+
+    step = math.log(2) * 2.0**-LOGIT_FRACTION
+    largest, limit = ranges[f"{op.output}#logits"].peak, step * (1 << (MID_WIDTH - 1))
+    if largest > limit:
+        reason = f"its gate's logits reach {largest:.4g}; the machine holds {limit:.4g}"
+        _refuse(s.name, "MoE", reason, "scale the gate's weights down")
+    gate = matrix(op.gate_weight, op.gate_bias, seen, step, Activation.NONE, Format("int8", 1.0), norm)
+    threshold = min(round(op.threshold * (1 << SCORE_FRACTION)), (1 << SCORE_WIDTH) - 1)
+    experts = tuple(expert(e) for e in range(op.experts))
+    return QuantisedMoe(s, gate, experts, ORDERS[op.order], threshold, seen, output)
 
 
 def _spread_input(weight: NDArray, heads: tuple[int, int] | None, config: AcceleratorConfig) -> NDArray:

@@ -64,6 +64,20 @@ class AttentionStage(Stage):
     scale: float
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MoeStage(Stage):
+    """``residual + moe(norm(x))``.
+
+    The residual is overwritten: no later stage reads it. ``norm_output`` is as in LinearStage.
+    """
+
+    rows: int
+    moe: ir.MoE
+    residual: str
+    norm: ir.LayerNorm | None = None
+    norm_output: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Stages:
     """A graph as stages, in order, with the shapes of the tensors that they name."""
@@ -72,10 +86,30 @@ class Stages:
     stages: tuple[Stage, ...]
 
 
+def reads(stage: Stage) -> tuple[str, ...]:
+    """The tensors that a stage reads."""
+    if isinstance(stage, AttentionStage):
+        return stage.x, stage.key, stage.value
+    residual = stage.residual if isinstance(stage, LinearStage | MoeStage) else None
+    return (stage.x,) if residual is None else (stage.x, residual)
+
+
 def identity_linear(norm: ir.LayerNorm, name: str, x: str, rows: int) -> LinearStage:
     """A LayerNorm whose result is needed in memory: through the array with an identity weight."""
     d = len(norm.gamma)
     return LinearStage(
         name=name, x=x, output=norm.output, source=norm.source, macs=0, row=0, rows=rows,
         weight=np.eye(d, dtype=np.float32), bias=np.zeros(d, np.float32), norm=norm, norm_output=norm.output,
+    )  # fmt: skip
+
+
+def copied(residual: str | None, name: str, like: MoeStage) -> LinearStage:
+    """Rows for a mixture of experts to be added to, in memory of their own: those of ``residual``, or zeros.
+
+    One weight of zero per channel, so that POST adds the residual to nothing.
+    """
+    channels = like.moe.down_weight.shape[1]
+    return LinearStage(
+        name=name, x=like.x, output=name, source=(), macs=0, row=0, rows=like.rows,
+        weight=np.zeros((channels, 1), np.float32), bias=np.zeros(channels, np.float32), residual=residual,
     )  # fmt: skip

@@ -1,0 +1,264 @@
+"""One task's stages to its program."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from moevit import layout
+from moevit.compiler.emit.draft import Draft
+from moevit.compiler.emit.experts import Routing, emit_experts
+from moevit.compiler.memory import BlockStore
+from moevit.compiler.quantise import (
+    Quantised,
+    QuantisedAttention,
+    QuantisedLinear,
+    QuantisedMoe,
+    head_padding,
+)
+from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, Stages, reads
+from moevit.config import AcceleratorConfig
+from moevit.errors import AllocationError
+from moevit.isa import Attention, DmaIn, DmaOut, Linear, OutputType
+from moevit.isa.formats import BLOCK_BYTES, DmaSource
+from moevit.numerics.activation import Activation
+from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Input, Output, Task, Tensor
+
+
+class Emitter:
+    """Builds one task.
+
+    Parameters
+    ----------
+    name : the task's name
+    stages, quantised : the model
+    config : the machine
+    blocks : the weight image, shared by all tasks
+    routing : how mixtures of experts are computed
+    """
+
+    def __init__(
+        self, name: str, stages: Stages, quantised: Quantised, config: AcceleratorConfig, blocks: BlockStore,
+        routing: Routing | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.stages, self.quantised, self.config = name, stages, quantised, config
+        self.routing = routing or Routing()
+        ring_words = config.operand_words - self._attention_words()
+        if ring_words < 2:
+            raise AllocationError(
+                f"K and V need {self._attention_words()} of {config.operand_words} operand words",
+                where=f"task {name!r}", mend="use a configuration with a larger operand_words",
+            )  # fmt: skip
+        self.draft = Draft(config, ring_words, blocks)
+        self.inputs = self._inputs()
+
+    @property
+    def peak(self) -> int:
+        """Words of activation memory in use at most."""
+        return self.draft.memory.peak
+
+    def run(self) -> Task:
+        """Emit everything and append the program to the image."""
+        last_use = self._last_uses()
+        for index, stage in enumerate(self.quantised.stages):
+            if isinstance(stage, QuantisedAttention):
+                self._attention(stage.stage, stage)
+            elif isinstance(stage, QuantisedMoe):
+                emit_experts(self.draft, stage, self.routing)
+            elif isinstance(stage.stage, EmbedStage):
+                self._embed(stage.stage, stage)
+            elif isinstance(stage.stage, LinearStage):
+                self._dense(stage.stage, stage, last_use[stage.stage.residual or ""] == index)
+            self._free(t for t, last in last_use.items() if last == index)
+        outputs, output_bytes = self._outputs()
+        entry, count, tensors, layers = self.draft.assemble()
+        return Task(
+            self.name, entry, count, tuple(self.inputs.values()), outputs, self.input_bytes, output_bytes, tensors,
+            layers,
+        )  # fmt: skip
+
+    # -- what is needed how long, and how much -----------------------------------------------------------------
+
+    def _inputs(self) -> dict[str, Input]:
+        out: dict[str, Input] = {}
+        offset = 0
+        for entry in self.stages.graph.inputs:
+            f = self.quantised.formats[entry.name]
+            out[entry.name] = Input(entry.name, entry.model_shape, f.scale, f.zero_point, offset)
+            offset += int(np.prod(entry.shape))
+            offset += -offset % BLOCK_BYTES
+        self.input_bytes = offset
+        return out
+
+    def _last_uses(self) -> dict[str, int]:
+        end = len(self.quantised.stages)
+        last = {"": -1}
+        for index, q in enumerate(self.quantised.stages):
+            last |= dict.fromkeys(reads(q.stage), index)
+        return last | {o.tensor: end for o in self.stages.graph.outputs}
+
+    def _free(self, names: Iterable[str]) -> None:
+        """Give back the memory of tensors that nothing reads any more."""
+        places = self.draft.places
+        for name in [n for n in names if n in places]:
+            tensor = places.pop(name).tensor
+            if tensor.memory == MEMORY_ACTIVATION and not self._shares_memory(tensor):
+                self.draft.memory.free(tensor.addr)
+
+    def _shares_memory(self, tensor: Tensor) -> bool:
+        """Whether a live tensor was made in place of this one."""
+        return any(
+            p.tensor.memory == MEMORY_ACTIVATION and p.tensor.addr == tensor.addr
+            for p in self.draft.places.values()
+        )
+
+    def _attention_words(self) -> int:
+        most = 0
+        for q in self.quantised.stages:
+            if isinstance(q, QuantisedLinear) and isinstance(q.stage, LinearStage) and q.stage.heads:
+                most = max(most, sum(self._key_value_words(q.stage)))
+        return most
+
+    def _key_value_words(self, s: LinearStage) -> tuple[int, int]:
+        c = self.config
+        channels = s.heads * head_padding(s.head_dim, c)
+        key = layout.ceil_div(s.rows, c.columns) * (channels // c.depth)
+        return key, (channels // c.columns) * layout.ceil_div(s.rows, c.depth)
+
+    # -- stages ------------------------------------------------------------------------------------------------
+
+    def _embed(self, s: EmbedStage, q: QuantisedLinear) -> None:
+        draft, columns = self.draft, self.config.columns
+        (c, h, w), (ph, pw) = s.image, s.patch
+        down, across = h // ph, w // pw
+        size = c * ph * pw
+        patches = draft.tensor(f"{s.x}#patches", down * across, size, self.quantised.formats[s.x])
+        row = patches.stride * columns
+        base = self.quantised.base[s.output]
+        whole = layout.ceil_div(base.shape[1], columns) * columns
+        start = draft.tensor(f"{s.output}#base", len(base), whole, q.output)
+        data = layout.pack_rows(base, columns, 16).tobytes()
+        offset = draft.blocks.add(data)
+        constant = draft.issue(
+            DmaIn(source=DmaSource.IMAGE, offset=offset, segment_bytes=len(data), dst=start.addr * columns)
+        )
+        draft.done(start, 0, len(base), constant)
+        draft.record("constant", f"{s.name}#base", (), (start.name,), [constant], [], rows=len(base))
+        copies = [
+            draft.issue(
+                DmaIn(
+                    source=DmaSource.INPUT, offset=self.inputs[s.x].offset + i * h * w,
+                    count0=down, src_stride0=ph * w, dst_stride0=across * row,
+                    count1=ph, src_stride1=w, dst_stride1=pw,
+                    segments=across, segment_bytes=pw, dst_segment=row, dst=patches.addr * columns + i * ph * pw,
+                )
+            )
+            for i in range(c)
+        ]  # fmt: skip
+        draft.done(patches, 0, patches.rows, copies[-1])
+        draft.record("patches", f"{s.name}#patches", (s.x,), (patches.name,), copies, [], rows=patches.rows,
+                     patch=(c, h, w, ph, pw))  # fmt: skip
+        out = draft.tensor(s.output, start.rows, whole, q.output, addr=start.addr)
+        self._linear(q, s.name, patches, 0, out, s.first, patches.rows, start, (), s.macs, s.source)
+        draft.places.pop(patches.name)
+        draft.places.pop(start.name)
+        draft.memory.free(patches.addr)
+
+    def _dense(self, s: LinearStage, q: QuantisedLinear, residual_dies: bool) -> None:
+        draft, c = self.draft, self.config
+        x = draft.places[s.x].tensor
+        residual = draft.places[s.residual].tensor if s.residual else None
+        if residual is not None and residual_dies and residual.addr != x.addr:
+            out = draft.tensor(s.output, s.rows, q.key_channels, q.output, addr=residual.addr)
+        else:
+            out = draft.tensor(s.output, s.rows, q.key_channels, q.output)
+        extra: tuple[Tensor, ...] = ()
+        if s.heads:
+            assert s.key is not None and s.value is not None
+            key_words, _ = self._key_value_words(s)
+            channels = q.value_channels - q.key_channels
+            formats = self.quantised.formats
+            extra = (
+                draft.tensor(s.key, s.rows, channels, formats[s.key], memory=MEMORY_KEY, addr=draft.ring_words,
+                             stride=channels // c.depth),
+                draft.tensor(s.value, s.rows, channels, formats[s.value], memory=MEMORY_VALUE,
+                             addr=draft.ring_words + key_words, stride=layout.ceil_div(s.rows, c.depth)),
+            )  # fmt: skip
+        self._linear(q, s.name, x, s.row, out, 0, s.rows, residual, extra, s.macs, s.source)
+
+    def _linear(
+        self, q: QuantisedLinear, name: str, x: Tensor, input_row: int, out: Tensor, output_row: int, rows: int,
+        residual: Tensor | None, extra: tuple[Tensor, ...], macs: int, source: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        draft, c = self.draft, self.config
+        bits, _ = DTYPES[out.dtype]
+        wait = draft.wait(x.name, residual.name if residual else None)
+        key_tile, value_tile = q.key_channels // c.columns, q.value_channels // c.columns
+        fields = draft.load_fields(q, name) | {
+            "n_rows": rows, "src": x.addr + input_row * x.stride, "src_stride": x.stride,
+            "dst_stride": out.stride, "activation": int(q.activation), "mult": q.second[0], "shift": q.second[1],
+            "zero_point": q.second[2] if q.activation != Activation.NONE else 0,
+            "out_type": int(OutputType[out.dtype.upper()]), "residual": int(residual is not None),
+        }  # fmt: skip
+        work, streams = [], []
+        for first, end in draft.column_chunks(name, q):
+            at = min(first, key_tile) * (bits // 8)
+            this = fields | {
+                "tiles": end - first,
+                "key_tile": min(max(key_tile - first, 0), end - first),
+                "value_tile": min(max(value_tile - first, 0), end - first),
+                "dst": out.addr + output_row * out.stride + at,
+            }
+            if residual is not None:
+                assert residual.stride == out.stride
+                this["res"] = residual.addr + output_row * residual.stride + at
+            if extra:
+                key, value = extra
+                this |= {
+                    "key_base": key.addr + max(first - key_tile, 0) * c.key_groups, "key_stride": key.stride,
+                    "value_base": value.addr + max(first - value_tile, 0) * value.stride,
+                    "value_stride": value.stride,
+                }  # fmt: skip
+            index = draft.issue(Linear(wait=wait, **this))
+            work.append(index)
+            streams.append(draft.stream(q, first, end, index))
+        for tensor in (out, *extra):
+            draft.done(tensor, output_row, rows, work[-1])
+        inputs = (x.name,) if residual is None else (x.name, residual.name)
+        draft.record("linear", name, inputs, (out.name, *(t.name for t in extra)), work, streams, rows=rows,
+                     input_row=input_row, output_row=output_row, macs=macs, source=source)  # fmt: skip
+
+    def _attention(self, s: AttentionStage, q: QuantisedAttention) -> None:
+        draft = self.draft
+        query, key, value = (draft.places[t].tensor for t in (s.x, s.key, s.value))
+        if key.rows > self.config.tile_depth:
+            raise AllocationError(
+                f"layer '{s.name}' has {key.rows} keys; the A tile holds {self.config.tile_depth}",
+                mend="use a configuration with a larger tile_depth",
+            )
+        out = draft.tensor(s.output, query.rows, query.channels, q.output)
+        index = draft.issue(
+            Attention(
+                wait=draft.wait(s.x, s.key, s.value), n_rows=query.rows, src=query.addr, src_stride=query.stride,
+                n_keys=key.rows, heads=s.heads, head_dim=s.head_dim, key_base=key.addr, key_stride=key.stride,
+                value_base=value.addr, value_stride=value.stride, score_mult=q.score[0], score_shift=q.score[1],
+                out_mult=q.out[0], out_shift=q.out[1], dst=out.addr, dst_stride=out.stride,
+            )
+        )  # fmt: skip
+        draft.done(out, 0, out.rows, index)
+        draft.record("attention", s.name, (query.name, key.name, value.name), (out.name,), [index], [],
+                     rows=out.rows, macs=s.macs, source=s.source)  # fmt: skip
+
+    def _outputs(self) -> tuple[tuple[Output, ...], int]:
+        out, offset = [], 0
+        columns = self.config.columns
+        for o in self.stages.graph.outputs:
+            place = self.draft.places[o.tensor]
+            t = place.tensor
+            rows, channels = self.stages.graph.tensors[o.tensor]
+            words = t.rows * t.stride
+            self.draft.issue(DmaOut(wait=place.ready, src=t.addr, words=words, offset=offset))
+            order = () if o.order is None else tuple(int(i) for i in o.order)
+            out.append(Output(o.name, o.model_shape, rows, channels, order, t.name, offset))
+            offset += words * columns
+            offset += -offset % BLOCK_BYTES
+        return tuple(out), offset
