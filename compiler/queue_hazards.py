@@ -34,8 +34,8 @@ class Queues:
     def gate(self, n: Linear, done: int, where: str) -> None:
         """Append a gate, which retires as number ``done``."""
         columns = n.tiles * self.config.columns
-        if of_queue(n) or n.residual or not n.key_tile == n.value_tile == n.tiles:
-            raise HazardError("a gate has no queue, no residual, no K and no V", where=where)
+        if of_queue(n) or n.residual or n.activation or not n.key_tile == n.value_tile == n.tiles:
+            raise HazardError("a gate has no queue, no residual, no activation, no K and no V", where=where)
         if not 1 <= n.experts <= min(MAX_EXPERTS, columns):
             raise HazardError(f"{n.experts} experts; there are {columns} columns and {MAX_EXPERTS} queues", where=where)
         if not 1 <= n.top_k <= min(MAX_TOP_K, n.experts):

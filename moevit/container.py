@@ -15,8 +15,20 @@ from pathlib import Path
 from moevit.config import AcceleratorConfig
 from moevit.errors import ConfigError, ContainerError, EncodingError
 from moevit.isa import INSTRUCTION_BYTES, Begin, DmaIn, Instruction, Linear, Stream
-from moevit.isa.formats import BLOCK_BYTES
-from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Layer, Program, Source, Task, Tensor
+from moevit.isa.formats import BLOCK_BYTES, COUNT
+from moevit.numerics.route import MAX_EXPERTS
+from moevit.program import (
+    DTYPES,
+    MEMORY_ACTIVATION,
+    MEMORY_KEY,
+    MEMORY_QUEUE,
+    MEMORY_VALUE,
+    Layer,
+    Program,
+    Source,
+    Task,
+    Tensor,
+)
 from moevit.schema import from_json, to_json
 
 MAGIC = b"MOEVIT\x00\x01"
@@ -25,6 +37,7 @@ MAX_HEADER_BYTES = 64 << 20
 MAX_IMAGE_BYTES = 4 << 30
 MAX_BUFFER_BYTES = 1 << 30
 MAX_ELEMENTS = 1 << 28  #: of one tensor
+MAX_TOKENS = 1 << COUNT  #: in the experts' queues
 
 
 @dataclass(frozen=True)
@@ -137,12 +150,13 @@ def _validate_task(program: Program, task: Task) -> None:
     for t in task.tensors:
         here = f"{where}, tensor {t.name!r}"
         _require(t.dtype in DTYPES, f"unknown dtype {t.dtype!r}", here)
-        _require(t.memory in (MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE), f"unknown memory {t.memory!r}", here)
+        memories = (MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, MEMORY_QUEUE)
+        _require(t.memory in memories, f"unknown memory {t.memory!r}", here)
         _require(t.rows > 0 and t.channels > 0 and t.rows * t.channels <= MAX_ELEMENTS, "bad shape", here)
         _require(t.scale > 0, "scale is not positive", here)
         _require(t.addr >= 0 and t.stride >= 0, "negative address", here)
-        depth = program.config.activation_words if t.memory == MEMORY_ACTIVATION else program.config.operand_words
-        _require(t.addr < depth and t.rows * max(t.stride, 1) <= 1 << 26, "outside its memory", here)
+        _validate_place(program, t, here)
+        _validate_queue(tensors, t, here)
         for p in t.pieces:
             _require(p.row >= 0 and p.rows > 0 and p.row + p.rows <= t.rows, "a piece lies outside it", here)
             _require(0 <= p.instruction < task.instructions and instructions[p.instruction].retires,
@@ -167,16 +181,42 @@ def _validate_task(program: Program, task: Task) -> None:
         _validate_layer(program, task, layer, instructions, tensors)
 
 
+def _validate_place(program: Program, t: Tensor, here: str) -> None:
+    if t.memory == MEMORY_QUEUE:
+        _require(t.addr + t.rows <= MAX_TOKENS and t.channels <= MAX_EXPERTS, "larger than the queues", here)
+        _require(t.dtype == "uint16" and t.stride == 0, "not a gate's scores", here)
+        return
+    depth = program.config.activation_words if t.memory == MEMORY_ACTIVATION else program.config.operand_words
+    _require(t.addr < depth and t.rows * max(t.stride, 1) <= 1 << 26, "outside its memory", here)
+    _require(t.memory == MEMORY_ACTIVATION or DTYPES[t.dtype][0] == 8, f"{t.dtype} in the operand memory", here)
+
+
+def _validate_queue(tensors: dict[str, Tensor], t: Tensor, here: str) -> None:
+    """Rows of a queue say of which one."""
+    if not t.gate:
+        _require(t.expert == 0, "an expert without a gate", here)
+        return
+    gate = tensors.get(t.gate)
+    if gate is None or gate.memory != MEMORY_QUEUE:
+        raise ContainerError(f"no gate {t.gate!r}", where=here)
+    _require(t.memory == MEMORY_ACTIVATION and 0 <= t.expert < gate.channels, "bad expert", here)
+
+
+#: how many inputs a layer has, by its kind, and outputs if not one
+_INPUTS = {"patches": (1,), "constant": (0,), "linear": (1, 2), "attention": (3,), "route": (1,), "gather": (2,),
+           "scatter": (3,)}  # fmt: skip
+_OUTPUTS = {"linear": (1, 3), "route": (1, 2)}
+
+
 def _validate_layer(
     program: Program, task: Task, layer: Layer, instructions: list[Instruction], tensors: dict[str, Tensor]
 ) -> None:
     here = f"task {task.name!r}, layer {layer.name!r}"
-    _require(layer.kind in ("patches", "constant", "linear", "attention"), f"unknown kind {layer.kind!r}", here)
+    _require(layer.kind in _INPUTS, f"unknown kind {layer.kind!r}", here)
     inputs = {x.name for x in task.inputs} if layer.kind == "patches" else set(tensors)
     _require(set(layer.inputs) <= inputs and set(layer.outputs) <= set(tensors), "unknown tensor", here)
-    _require(len(layer.outputs) in (1, 3), "must have one or three outputs", here)
-    count = {"patches": (1,), "constant": (0,), "linear": (1, 2), "attention": (3,)}[layer.kind]
-    _require(len(layer.inputs) in count, "wrong number of inputs", here)
+    _require(len(layer.outputs) in _OUTPUTS.get(layer.kind, (1,)), "wrong number of outputs", here)
+    _require(len(layer.inputs) in _INPUTS[layer.kind], "wrong number of inputs", here)
     _require(len(layer.instructions) > 0 and all(0 <= i < len(instructions) for i in layer.instructions),
              "no such instruction", here)
     _require(layer.rows > 0 and layer.input_row >= 0 and layer.output_row >= 0, "bad rows", here)
@@ -188,8 +228,9 @@ def _validate_layer(
         constant = instructions[layer.instructions[0]]
         _require(isinstance(constant, DmaIn) and constant.offset + constant.segment_bytes <= len(program.image),
                  "lies outside the image", here)
-    if layer.kind == "linear":
-        _require(layer.input_row + layer.rows <= tensors[layer.inputs[0]].rows, "rows outside its input", here)
+    if layer.kind in ("linear", "route", "gather", "scatter"):
+        _require(layer.kind == "scatter" or layer.input_row + layer.rows <= tensors[layer.inputs[0]].rows,
+                 "rows outside its input", here)
         _require(len(layer.streams) == len(layer.instructions), "must have one stream per instruction", here)
         for s, i in zip(layer.streams, layer.instructions, strict=True):
             _require(0 <= s < len(instructions), "no such stream", here)
@@ -197,6 +238,24 @@ def _validate_layer(
             if not (isinstance(stream, Stream) and isinstance(linear, Linear)):
                 raise ContainerError("names the wrong instructions", where=here)
             _require_stream(program, stream, linear, here)
+            if layer.kind != "linear":
+                _validate_expert(layer, linear, tensors, here)
+
+
+def _validate_expert(layer: Layer, linear: Linear, tensors: dict[str, Tensor], here: str) -> None:
+    """A layer of a gate or an expert, and one of its instructions."""
+    flags = (bool(linear.route), bool(linear.gather), bool(linear.scatter))
+    kinds = (layer.kind == "route", layer.kind == "gather", layer.kind == "scatter")
+    _require(flags == kinds, "names the wrong instructions", here)
+    scores = tensors[layer.outputs[0] if layer.kind == "route" else layer.inputs[1]]
+    _require(scores.memory == MEMORY_QUEUE, "its scores are not in queues", here)
+    _require(layer.input_row + layer.rows <= scores.rows, "rows outside its scores", here)
+    if layer.kind == "route":
+        _require(1 <= linear.top_k <= linear.experts == scores.channels, "its scores are those of other experts", here)
+    else:
+        hidden = tensors[layer.outputs[0] if layer.kind == "gather" else layer.inputs[0]]
+        _require(linear.queue < scores.channels, "no such expert", here)
+        _require(layer.rows <= hidden.rows, "rows outside an expert's", here)
 
 
 def _require_stream(program: Program, stream: Stream, linear: Linear, here: str) -> None:

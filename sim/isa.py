@@ -246,7 +246,9 @@ class IsaSimulator:
 
         def step(state: Memories, inputs: Bytes) -> None:
             image, place, token = entries(state.queue[:, :, n.queue])
-            if place.size and place.max() >= n.n_rows:
+            if not place.size:
+                return
+            if place.max() >= n.n_rows:
                 raise IndexError(f"queue {n.queue} holds {place.max() + 1} tokens, more than {n.n_rows}")
             memory = state.activation.reshape(len(state.activation), -1, c.columns)
 

@@ -6,13 +6,16 @@ every ``wait`` is as early as the hazard rules allow, so that a machine that ord
 """
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from differential.random_mixture import Mixture
 from moevit import layout
 from moevit.compiler.hazards import COMPUTE, Accesses, _Order, check_instructions
 from moevit.config import STREAM_QUEUE_DEPTH, AcceleratorConfig
+from moevit.errors import HazardError
 from moevit.isa import (
     Attention,
     Begin,
@@ -61,14 +64,16 @@ class _Rows:
 class Generator:
     """Draws one program; everything random comes from ``seed``."""
 
-    def __init__(self, config: AcceleratorConfig, seed: int, length: int = 10) -> None:
-        self.config, self.length = config, length
+    def __init__(self, config: AcceleratorConfig, seed: int, length: int = 10, mixtures: bool = True) -> None:
+        self.config, self.length, self.mixtures = config, length, mixtures
         self.rng = np.random.default_rng(seed)
         self.image = bytearray()
         self.inputs = bytearray()
         self.work: list[Instruction] = []
         self.streams: dict[int, Stream] = {}  # index in work of the first reader -> STREAM
+        self.queued: dict[int, int] = {}  # index in work of a LINEAR over a queue -> that queue
         self.rows: list[_Rows] = []
+        self.recycled = 0  # times that memory has run short
         self.output_bytes = 0
         self.operand_top = config.operand_words
         self.ring_words = 0
@@ -80,6 +85,8 @@ class Generator:
         if self.rng.random() < 0.7:
             self._input()
         while len(self.work) < self.length:
+            if self.mixtures and self.rng.random() < 0.25:
+                Mixture(self).draw()
             step = self.rng.choice([self._linear, self._attention, self._input], p=[0.7, 0.2, 0.1])
             step()
         for _ in range(int(self.rng.integers(1, 3))):
@@ -98,6 +105,7 @@ class Generator:
         words = rows * stride
         if self.next_word + words > self.config.activation_words:
             self.next_word = 0
+            self.recycled += 1
             self.rows.clear()
             self._input()
         addr = self.next_word
@@ -147,8 +155,8 @@ class Generator:
         self.output_bytes += row * self.config.columns
         self.output_bytes += -self.output_bytes % BLOCK_BYTES
 
-    def _stream(self, length: int, tiles: int, norm: bool) -> None:
-        """Random weights and parameters for the LINEAR that is appended next."""
+    def _stream(self, length: int, tiles: int, norm: bool, copies: int = 0) -> None:
+        """Random weights and parameters for the LINEAR that is appended next; so many channels equal others."""
         c = self.config
         weight = self.rng.integers(-128, 128, (tiles * c.columns, length))
         if self.rng.random() < 0.1:
@@ -159,7 +167,12 @@ class Generator:
             bias = self.rng.choice([-(1 << 31), (1 << 31) - 1, 0], channels)
         gain = 100 / (40 * 70 * np.sqrt(length)) * 2.0 ** self.rng.uniform(-2, 6)
         pairs = [quantise_scale(gain * 2.0 ** self.rng.uniform(-1, 1)) for _ in range(channels)]
-        post = layout.pack_post(bias, np.array([m for m, _ in pairs]), np.array([s for _, s in pairs]), c)
+        mult, shift = np.array([m for m, _ in pairs]), np.array([s for _, s in pairs])
+        for target in self.rng.integers(0, channels, copies):
+            other = self._int(0, channels - 1)
+            for values in (weight, bias, mult, shift):
+                values[target] = values[other]
+        post = layout.pack_post(bias, mult, shift, c)
         words = layout.pack_weights(weight, c)
         fields = {
             "post_offset": self._block(layout.stripe(post, c.weight_ports)) // BLOCK_BYTES,
@@ -286,6 +299,21 @@ class Generator:
         self.ring_words = self._int(self.largest, max(self.largest, min(4 * self.largest, top)))
         work = self._with_waits()
         ahead = self._int(1, STREAM_QUEUE_DEPTH)
+        program = self._interleaved(work, ahead)
+        if self.mixtures and self.rng.random() < 0.5:
+            # Far ahead fetch may block for ever, on a ring that is full or an instruction that it has not reached.
+            with suppress(HazardError):
+                program = self._interleaved(work, self._int(STREAM_QUEUE_DEPTH, 40))
+        entry = self._block(encode_program(program))
+        inputs, output_bytes = self._buffers()
+        return RandomProgram(self.config, bytes(self.image), entry, program, inputs, output_bytes)
+
+    def _buffers(self) -> tuple[np.ndarray, int]:
+        inputs = np.frombuffer(bytes(self.inputs) or b"\0", np.uint8)[None]
+        return inputs, max(self.output_bytes, BLOCK_BYTES)
+
+    def _interleaved(self, work: list[Instruction], ahead: int) -> list[Instruction]:
+        """The program with each STREAM so many readers ahead of its own; checked."""
         readers = sorted(self.streams)
         body: list[Instruction] = [self.streams[r] for r in readers[:ahead]]
         following = ahead
@@ -296,24 +324,32 @@ class Generator:
                 following += 1
         begin = Begin(digest=self.config.digest, ring_words=self.ring_words, count=len(body) + 2)
         program = [begin, *body, End()]
-        entry = self._block(encode_program(program))
-        inputs = np.frombuffer(bytes(self.inputs) or b"\0", np.uint8)[None]
-        output_bytes = max(self.output_bytes, BLOCK_BYTES)
+        inputs, output_bytes = self._buffers()
         check_instructions(self.config, program, len(self.image), inputs.shape[1], output_bytes)
-        return RandomProgram(self.config, bytes(self.image), entry, program, inputs, output_bytes)
+        return program
 
     def _with_waits(self) -> list[Instruction]:
         """The smallest wait of each instruction that the hazard rules allow, sometimes a later one."""
         order = _Order(self.config, self.ring_words)
         out: list[Instruction] = []
         for done, instruction in enumerate(self.work):
-            accesses = order.accesses(instruction, "")
-            wait = _smallest_wait(order, accesses)
+            wait = _smallest_wait(order, order.accesses(instruction, ""))
+            if done in self.queued:
+                wait = max(wait, order.queues.done)
+                self._predicate(done, order.queues.done)
             if self.rng.random() < 0.1:
                 wait = self._int(wait, done)
             out.append(dataclasses.replace(instruction, wait=wait))  # type: ignore[call-arg]
-            order._ordered(accesses, wait, done + 1, f"work {done}")
+            order.issue(out[-1], done + 1, f"work {done}")
         return out
+
+    def _predicate(self, index: int, gate: int) -> None:
+        """Make the STREAM of a LINEAR over a queue depend on it."""
+        late = self.mixtures and self.rng.random() < 0.1
+        self.streams[index] = dataclasses.replace(
+            self.streams[index], predicated=1, queue=self.queued[index], speculative=self._int(0, 1),
+            wait=self._int(gate, index) if late else gate,
+        )  # fmt: skip
 
 
 def _smallest_wait(order: _Order, a: Accesses) -> int:
@@ -322,13 +358,15 @@ def _smallest_wait(order: _Order, a: Accesses) -> int:
 
     wait = max(last(order.written, a.load), last(order.written, a.residual))
     wait = max(wait, last(order.operand_written, a.operand_load))
+    wait = max(wait, last(order.written, a.keep), last(order.added, a.keep))
     other = 1 - a.engine
-    wait = max(wait, last(order.read[other], a.store))
-    foreign = a.store[order.writer_engine[a.store] == other]
+    stored = np.concatenate([a.store, a.keep])
+    wait = max(wait, last(order.read[other], stored))
+    foreign = stored[order.writer_engine[stored] == other]
     assert a.engine == COMPUTE or not a.residual.size
     return max(wait, last(order.written, foreign))
 
 
-def random_program(config: AcceleratorConfig, seed: int, length: int = 10) -> RandomProgram:
-    """The program of a seed."""
-    return Generator(config, seed, length).draw()
+def random_program(config: AcceleratorConfig, seed: int, length: int = 10, mixtures: bool = True) -> RandomProgram:
+    """The program of a seed; without ``mixtures`` it has no gates and no experts."""
+    return Generator(config, seed, length, mixtures).draw()
