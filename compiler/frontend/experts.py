@@ -101,7 +101,7 @@ def lower_experts(
     router = reader.gate(gate.choice.logits)
     experts = [reader.expert(output) for output in value.outputs]
     _need_equal((e.kind for e in experts), "the activations of experts differ")
-    _need_equal((e.up.weight.shape for e in experts), "the hidden widths of experts differ")
+    _need_equal((len(e.up.weight) for e in experts), "the hidden widths of experts differ")
     _need_equal((e.up.x for e in experts), "the experts read different tensors")
     _need_equal((router.x, experts[0].up.x), "the gate and the experts read different tensors")
     down_bias = np.stack([e.down_bias[cols] * mul for e in experts])
