@@ -19,6 +19,7 @@ COMMANDS = {
     "compile": "Turn ONNX models into a program container.",
     "simulate": "Run a container on one of the simulators.",
     "evaluate": "Compare a container's accuracy with onnxruntime's.",
+    "ablate": "Measure each of the machine's techniques against the plain way.",
     "inspect": "Show what a container holds: layers, code, memory map, scales.",
     "verilog": "Write a configuration's Verilog, memory map and register header.",
     "configs": "List the named configurations.",
