@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from amaranth.hdl import ResetInserter, Signal
 
 from hw.activation_model import ActivationModel, parameter_memory
 from hw.bench import run
@@ -836,6 +837,8 @@ def test_owed_bits():
     for _ in range(5):
         case.expert(4, 16, gather=True)
     assert simulate(case, brought_delay=2000).events["queue"] == 0
+    case.expert(0, 16, gather=True, brought=0)  # its own bit is the sixth
+    assert simulate(case, brought_delay=2000).events["queue"] > 1000
 
 
 def test_queue_holds_too_many():
@@ -851,6 +854,51 @@ def test_queue_holds_too_many():
     assert len(result.taken) == 3
     assert len(result.sent) == 2
     assert result.faults[0] - result.taken[2] == QUEUE_START_LATENCY + 1
+
+
+def test_reset():
+    """After a reset in the middle of anything, a stop included, no trace of it is left."""
+    case, reset = Case(CONFIG, seed=32), Signal()
+    case.linear(9, 40, mode=NormMode.LAYERNORM, keep=True)
+    case.expert(9, 40, gather=True, scatter=True)
+    case.expert(0, 8, gather=True)
+    case.expert(5, 8, gather=True, n_rows=4)
+    loader = Loader(CONFIG)
+    outputs = [
+        *(loader.o_instr.valid, loader.act.valid, loader.act_write.valid, loader.o_tile.valid, loader.tile_filled),
+        *(loader.o_entry.valid, loader.queue.start, loader.queue.entries.ready, loader.i_brought.ready),
+        *(loader.fault_queue, loader.norm_tail, loader.events.as_value()),
+    ]
+    buffers: list[int] = []
+
+    async def bench(ctx):
+        ctx.set(loader.norm_head, 200)
+        ctx.set(loader.act_write.ready, 0)
+        for index, instruction in enumerate(case.instructions):
+            buffers.clear()
+            for cycles in (3, 6, 9, 40, 150):
+                ctx.set(loader.queue.count, len(case.queues[index].entries) if index else 0)
+                ctx.set(loader.queue.entries.valid, 1)
+                ctx.set(loader.i_instr.payload, int.from_bytes(encode(instruction), "little"))
+                ctx.set(loader.i_instr.valid, 1)
+                await ctx.tick()
+                ctx.set(loader.i_instr.valid, 0)
+                for _ in range(cycles):
+                    if ctx.get(loader.o_tile.valid):
+                        buffers.append(ctx.get(loader.o_tile.buffer))
+                    await ctx.tick()
+                ctx.set(reset, 1)
+                ctx.set(loader.queue.entries.valid, 0)
+                for _ in range(3):  # the memory's answers to earlier reads
+                    await ctx.tick()
+                ctx.set(reset, 0)
+                for _ in range(100):
+                    assert not any(ctx.get(output) for output in outputs)
+                    assert ctx.get(loader.i_instr.ready)
+                    await ctx.tick()
+            assert index > 1 or buffers[0] == 0
+
+    run(ResetInserter(reset)(loader), bench, background=[case.memory.process(loader.act)], timeout_cycles=10_000)
 
 
 @pytest.mark.parametrize(("name", "words"), [("tiny", 1), ("tiny", 2), ("tiny", 4), ("wide", 2), ("wide", 5)])
