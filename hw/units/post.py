@@ -10,26 +10,31 @@ from moevit.hw.interfaces import (
     ACTIVATION_READ_LATENCY,
     PARAMETER_READ_LATENCY,
     RING_COUNT_WIDTH,
+    SLOT_WIDTH,
     ActivationReadSignature,
     ActivationWriteSignature,
     InstructionStream,
     MemoryReadSignature,
     OperandWriteSignature,
     Phase,
+    QueueAppendSignature,
+    QueueEntry,
+    RowEntrySignature,
     RowScaleSignature,
     RowSignature,
     StagedSignature,
     TileMeta,
     events_layout,
 )
-from moevit.hw.units import activation, kv_writer, post_addresses, post_output, requantise, softmax
+from moevit.hw.units import activation, kv_writer, post_addresses, post_output, requantise, route, softmax
 from moevit.hw.units.arithmetic import delay
 from moevit.hw.units.post_banks import PostBanks, Settings
-from moevit.isa.formats import OutputType
+from moevit.isa.formats import COUNT, OutputType
 from moevit.numerics.activation import Activation
 from moevit.numerics.fixed import MULT_WIDTH, SHIFT_WIDTH
 
 # Stages: cycles after a row came in at which something of it is there.
+_ENTRY = 1  # its queue entry
 _WORD = 3  # address of its post word
 _PARAMETERS = _WORD + PARAMETER_READ_LATENCY  # the word, or the common multiplier of attention
 _FIRST = _PARAMETERS + 1  # into the first scaling stage
@@ -46,6 +51,8 @@ LATENCY = _RESULT + 1
 KV_LATENCY = _RESULT + kv_writer.LATENCY
 """Cycles from the last row of a K or V tile to the first of its ``kv`` writes; the others follow one a cycle.
 Up to C/K cycles more while those of the tile ahead are not through."""
+ROUTE_LATENCY = _MID
+"""Cycles from ``i_rows`` to Route."""
 RETIRE_LATENCY = 1
 """Cycles from the last write of an instruction to ``retire``."""
 
@@ -65,8 +72,10 @@ class Post(wiring.Component):
     KvWriter. The instructions' fields are chosen by each row's bank at the stage that needs them, so rows of
     two instructions can be in flight.
 
-    A mixture of experts will multiply its row score in the second stage (``_SECOND``) and take the rows of
-    its gate after the first stage (``_MID``), beside the softmax.
+    Of a mixture of experts, the gate's rows leave after the first stage too, for Route, which retires their
+    instruction. A row of ``scatter`` takes its score, as the second stage's multiplier, and its place from its
+    queue entry. The row that stands for an instruction of an empty queue (SKIP) only moves the post
+    pointer and retires.
 
     Parameters
     ----------
@@ -81,6 +90,10 @@ class Post(wiring.Component):
     act_read, act_write, kv : Out; always granted, their ``ready`` is not looked at
     o_staged : Out(StagedSignature)
     i_scale : In(RowScaleSignature); at most 3 cycles after the first row it is for
+    i_entry : In(RowEntrySignature), written in a cycle before that of the row it is for; a row takes its entry when
+        it comes in
+    o_append : Out(QueueAppendSignature), of gates
+    route_freed : Out(1), pulse: a row tile of a gate has been worked off; at most two may be on their way
     retire : Out(1), one cycle per instruction, in order
     busy : Out(1), an instruction has not retired
     events : Out(events_layout("post"))
@@ -89,7 +102,8 @@ class Post(wiring.Component):
         faster than the KvWriter's throughput
 
     Numerics: ``requantise``, ``rescale``, ``saturate`` (``numerics.fixed``), ``activate``, ``softmax``.
-    Latency: ``LATENCY``, ``KV_LATENCY``, ``staged_latency(config)``; then ``RETIRE_LATENCY``.
+    Latency: ``LATENCY``, ``KV_LATENCY``, ``staged_latency(config)``; then ``RETIRE_LATENCY``. A gate's:
+    ``ROUTE_LATENCY``, then Route's; retirement ``RETIRE_LATENCY`` after its last append.
     Throughput: one row a cycle; a K or V tile every C/K cycles (see KvWriter).
     """
 
@@ -106,6 +120,9 @@ class Post(wiring.Component):
                 "kv": Out(OperandWriteSignature(config)),
                 "o_staged": Out(StagedSignature(config)),
                 "i_scale": In(RowScaleSignature(config)),
+                "i_entry": In(RowEntrySignature(config)),
+                "o_append": Out(QueueAppendSignature()),
+                "route_freed": Out(1),
                 "retire": Out(1),
                 "busy": Out(1),
                 "events": Out(events_layout("post")),
@@ -123,20 +140,25 @@ class Post(wiring.Component):
         m.submodules.second = second = requantise.Rescale(config)
         m.submodules.output = output = post_output.PostOutput(config)
         m.submodules.softmax = scores = softmax.Softmax(config)
+        m.submodules.route = gate = route.Route(config)
         m.submodules.addresses = addresses = post_addresses.PostAddresses(config)
         m.submodules.kv_writer = writer = kv_writer.KvWriter(config)
 
         rows = _Rows(m, config, self.i_rows, banks.banks)
         self._first_stage(m, rows, first)
         self._scores(m, rows, first, scores)
-        self._second_stage(m, rows, first, activate, second)
-        self._output(m, rows, second, output, addresses)
-        self._write(m, rows, output, addresses, writer, banks)
+        self._gate(m, rows, first, gate)
+        entry = self._entry(m, rows)
+        self._second_stage(m, rows, first, activate, second, entry.score)
+        self._output(m, rows, second, output, addresses, entry.token)
+        self._write(m, rows, output, addresses, writer, banks, gate)
 
         connect(m, flipped(self.i_instr), banks.i_instr)
         connect(m, scores.o_staged, flipped(self.o_staged))
         connect(m, writer.kv, flipped(self.kv))
+        connect(m, gate.o_append, flipped(self.o_append))
         m.d.comb += [
+            self.route_freed.eq(gate.freed),
             self.retire.eq(banks.retire),
             self.post_tail.eq(banks.post_tail),
             self.busy.eq(banks.busy | writer.busy),
@@ -194,25 +216,59 @@ class Post(wiring.Component):
             scores.mid.eq(first.mid),
         ]
 
-    def _second_stage(self, m, rows, first, activate, second) -> None:
+    def _gate(self, m, rows, first, gate) -> None:
+        row = rows.info[_MID]
+        fields = ("row_tile", "column", "last_column", "last", "bank")
+        m.d.comb += [getattr(gate, name).eq(getattr(row.meta, name)) for name in fields]
+        fields = ("experts", "top_k", "threshold", "token", "clear")
+        m.d.comb += [getattr(gate, name).eq(rows.setting(_MID, name)) for name in fields]
+        m.d.comb += [
+            gate.valid.eq(rows.valid[_MID] & rows.setting(_MID, "gate")),
+            gate.row.eq(row.row),
+            gate.last_row.eq(row.last_row),
+            gate.order.eq(rows.setting(_MID, "route")),
+            gate.mid.eq(first.mid),
+        ]
+
+    def _entry(self, m, rows) -> data.View:
+        """The rows' queue entries, at stage _ENTRY: early, before their tile's place is used again."""
+        m.submodules.entries = entries = Memory(
+            shape=QueueEntry, depth=self.config.rows << SLOT_WIDTH, init=[], attrs={"ram_style": "distributed"}
+        )
+        write, read = entries.write_port(), entries.read_port()
+        row = rows.info[_ENTRY - 1]
+        m.d.comb += [
+            write.en.eq(self.i_entry.valid),
+            write.addr.eq(Cat(self.i_entry.row, self.i_entry.slot)),
+            write.data.eq(self.i_entry.entry),
+            read.addr.eq(Cat(row.row, row.meta.slot)),
+        ]
+        return read.data
+
+    def _second_stage(self, m, rows, first, activate, second, score) -> None:
+        # A queue entry's score is known a stage before the setting has to be.
+        at = _SECOND - 1
+        score = delay(m, score, at - _ENTRY, name="score")
+        mult = Mux(rows.setting(at, "scatter"), score, rows.setting(at, "mult", kv=1))
         m.d.comb += [
             activate.mid.eq(first.mid),
             activate.kind.eq(rows.setting(_MID, "activation", kv=Activation.NONE)),
             second.mid.eq(activate.y),
-            second.mult.eq(rows.setting(_SECOND, "mult", kv=1)),
+            second.mult.eq(delay(m, mult, 1, name="second_mult")),
             second.shift.eq(rows.setting(_SECOND, "shift", kv=0)),
         ]
 
-    def _output(self, m, rows, second, output, addresses) -> None:
-        row = rows.info[_ADDRESS]
+    def _output(self, m, rows, second, output, addresses, token) -> None:
+        row, before = rows.info[_ADDRESS], rows.info[_ADDRESS - 1]
+        token = delay(m, token, _ADDRESS - 1 - _ENTRY, name="token")
+        place = Cat(before.row, before.meta.row_tile)[:COUNT]
+        index = Mux(rows.setting(_ADDRESS - 1, "scatter"), token, place)
         m.d.comb += [
             addresses.meta.eq(row.meta),
-            addresses.row.eq(row.row),
+            addresses.index.eq(delay(m, index, 1, name="index")),
             addresses.settings.eq(rows.settings(_ADDRESS)),
             addresses.is_value.eq(rows.is_value[_ADDRESS]),
-            self.act_read.valid.eq(
-                rows.valid[_READ] & rows.setting(_READ, "residual", kv=0) & ~addresses.residual_outside
-            ),
+            self.act_read.valid.eq(self._reads(rows) & ~addresses.residual_outside),
             self.act_read.pair.eq(addresses.residual[1:]),
             output.zero_point.eq(rows.setting(_RESIDUAL, "zero_point", kv=0)),
             output.use_residual.eq(rows.setting(_RESIDUAL, "residual", kv=0)),
@@ -221,7 +277,13 @@ class Post(wiring.Component):
             output.out_type.eq(rows.setting(_SCALED + 1, "out_type", kv=OutputType.INT8)),
         ]
 
-    def _write(self, m, rows, output, addresses, writer, banks) -> None:
+    @staticmethod
+    def _reads(rows) -> Value:
+        """The row at _READ has a residual."""
+        is_row = rows.valid[_READ] & (rows.info[_READ].meta.phase != Phase.SKIP)
+        return is_row & rows.setting(_READ, "residual", kv=0)
+
+    def _write(self, m, rows, output, addresses, writer, banks, gate) -> None:
         columns = self.config.columns
         row, late = rows.info[_RESULT], _RESULT - _READ
         here = {
@@ -229,7 +291,8 @@ class Post(wiring.Component):
             for n in ("write", "write_outside", "kv_address", "kv_slot")
         }
         to_kv, valid = rows.is_kv[_RESULT], rows.valid[_RESULT]
-        to_memory = valid & ~to_kv & (row.meta.phase != Phase.SCORES)
+        ends = valid & ~to_kv & (row.meta.phase != Phase.SCORES) & ~rows.setting(_RESULT, "gate")
+        to_memory = ends & (row.meta.phase != Phase.SKIP)
         is_wide = rows.setting(_RESULT, "out_type") == OutputType.INT16
         low, high = (Cat(output.result[i][half : half + 8] for i in range(columns)) for half in (0, 8))
         is_odd = here["write"][0]
@@ -252,12 +315,13 @@ class Post(wiring.Component):
             writer.i_rows.bank.eq(row.meta.bank),
             writer.i_rows.data.eq(low),
         ]
-        # Retirement: with the last write to activation memory, or the KvWriter's.
-        written = delay(m, to_memory & rows.is_last(_RESULT), 1, name="written", reset=True)
+        # Retirement: with the last write to activation memory (where that of a SKIP would be), the KvWriter's, or
+        # Route's last append.
+        written = delay(m, ends & rows.is_last(_RESULT), 1, name="written", reset=True)
         bank = delay(m, row.meta.bank, 1, name="written_bank")
-        m.d.comb += banks.finished.eq(Cat(written & ~bank, written & bank) | writer.done)
+        m.d.comb += banks.finished.eq(Cat(written & ~bank, written & bank) | writer.done | gate.done)
 
-        read_outside = rows.valid[_READ] & rows.setting(_READ, "residual", kv=0) & addresses.residual_outside
+        read_outside = self._reads(rows) & addresses.residual_outside
         m.d.sync += self.fault_activation.eq(read_outside | (to_memory & here["write_outside"]))
         m.d.comb += self.fault_operand.eq(writer.fault)
 
@@ -281,7 +345,7 @@ class _Rows:
         column = self.info[at].meta.column
         to_value = column >= self.setting(at, "value_tile")
         to_kv = to_value | (column >= self.setting(at, "key_tile"))
-        is_linear = self.setting(at, "is_linear")
+        is_linear = self.info[at].meta.phase == Phase.LINEAR
         self.is_kv: list[Value] = [C(0)] * (at + 1) + [_register(m, is_linear & to_kv, f"row_{at + 1}_kv")]
         self.is_value: list[Value] = [C(0)] * (at + 1) + [
             _register(m, is_linear & to_value, f"row_{at + 1}_value")

@@ -23,14 +23,15 @@ class PostAddresses(wiring.Component):
 
     Members
     -------
-    meta, row : In, the row
+    meta : In(TileMeta), of the row
+    index : In(COUNT), which row of residual and result it is
     settings : In(Settings), its instruction
     is_value : In(1), its column tile goes to the V region
     write, residual : Out(ADDRESS), words of activation memory
     write_outside, residual_outside : Out(1), that word does not exist
     kv_address, kv_slot : Out, as in KvRowSignature; an address outside the operand memory stays outside
 
-    Numerics: ``dst + row * dst_stride + head * head_words + column`` (twice the column for 16 bits) and the
+    Numerics: ``dst + index * dst_stride + head * head_words + column`` (twice the column for 16 bits) and the
     K/V layouts of the microarchitecture. Latency: ``LATENCY`` cycles. Throughput: one row a cycle.
     """
 
@@ -39,7 +40,7 @@ class PostAddresses(wiring.Component):
         super().__init__(
             {
                 "meta": In(TileMeta),
-                "row": In(range(config.rows)),
+                "index": In(COUNT),
                 "settings": In(Settings),
                 "is_value": In(1),
                 "write": Out(ADDRESS),
@@ -59,9 +60,8 @@ class PostAddresses(wiring.Component):
 
     def _activation(self, m) -> None:
         settings, column = self.settings, self.meta.column
-        index = Cat(self.row, self.meta.row_tile)[:COUNT]
         late = MULTIPLY_LATENCY
-        line = multiply(m, index, settings.dst_stride, name="line")
+        line = multiply(m, self.index, settings.dst_stride, name="line")
         head = multiply(m, self.meta.head, settings.head_words, name="head")
         dst, res = delay(m, settings.dst, late, name="dst"), delay(m, settings.res, late, name="res")
         wide = Cat(C(0, 1), column)

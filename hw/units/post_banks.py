@@ -7,20 +7,31 @@ from amaranth.lib.wiring import In, Out
 from moevit.config import AcceleratorConfig
 from moevit.hw.interfaces import RING_COUNT_WIDTH, InstructionStream, instruction_layout
 from moevit.isa.fields import OPCODE_WIDTH
-from moevit.isa.formats import ADDRESS, COUNT, OPERAND, STRIDE, TILES, Attention, Linear, OutputType
+from moevit.isa.formats import (
+    ADDRESS,
+    COUNT,
+    EXPERTS,
+    OPERAND,
+    STRIDE,
+    TILES,
+    TOP_K,
+    Attention,
+    Linear,
+    OutputType,
+)
 from moevit.numerics.activation import Activation
 from moevit.numerics.fixed import MULT_WIDTH, SHIFT_WIDTH, ZERO_POINT_WIDTH
+from moevit.numerics.route import SCORE_FRACTION, SCORE_WIDTH, RouteOrder
 
 
 class Settings(data.Struct):
     """An instruction as POST uses it; ATTENTION is brought to the terms of a LINEAR without an activation."""
 
-    is_linear: 1
     release: 1  # frees ``tiles`` post words (LINEAR only)
     tiles: TILES
     activation: 2
     mult: MULT_WIDTH  # 1 without an activation
-    shift: SHIFT_WIDTH  # 0 without an activation
+    shift: SHIFT_WIDTH  # 0 without an activation, SCORE_FRACTION with ``scatter``
     zero_point: ZERO_POINT_WIDTH  # 0 without an activation
     residual: 1
     res: ADDRESS
@@ -38,6 +49,13 @@ class Settings(data.Struct):
     head_words: 10  # words of a head's channels; 0 for LINEAR
     score_mult: MULT_WIDTH
     score_shift: SHIFT_WIDTH
+    scatter: 1  # rows take their place and their multiplier from their queue entry
+    gate: 1  # the next five are its
+    route: RouteOrder
+    experts: EXPERTS
+    top_k: TOP_K
+    threshold: SCORE_WIDTH
+    clear: 1
 
 
 class PostBanks(wiring.Component):
@@ -123,12 +141,18 @@ class PostBanks(wiring.Component):
                 "value_base",
                 "value_stride",
                 "token",
+                "scatter",
+                "route",
+                "experts",
+                "top_k",
+                "threshold",
+                "clear",
             )
             m.d.comb += [getattr(out, name).eq(getattr(linear, name)) for name in same]
             m.d.comb += [
-                out.is_linear.eq(1),
+                out.gate.eq(linear.route != RouteOrder.NONE),
                 out.mult.eq(Mux(plain, 1, linear.mult)),
-                out.shift.eq(Mux(plain, 0, linear.shift)),
+                out.shift.eq(Mux(plain, Mux(linear.scatter, SCORE_FRACTION, 0), linear.shift)),
                 out.zero_point.eq(Mux(plain, 0, linear.zero_point)),
             ]
         with m.Else():

@@ -58,7 +58,7 @@ class Rescale(wiring.Component):
     """Second stage: one row of C lanes, with one multiplier and shift.
 
     A multiplier of 1 and a shift of 0 pass the value on; that is how rows without an activation take the same
-    path. (The row score of a mixture of experts is to multiply here.)
+    path. A row score of a mixture of experts is such a multiplier too.
 
     Parameters
     ----------

@@ -19,6 +19,7 @@ CONFIGURATIONS = {name: CONFIGS[name] for name in ("tiny", "square", "wide")} | 
         tile_depth=64,
         post_words=16,
         norm_words=16,
+        queue_entries=16,
         axi_data_width=32,
     ),
     # T < K
@@ -32,6 +33,7 @@ CONFIGURATIONS = {name: CONFIGS[name] for name in ("tiny", "square", "wide")} | 
         tile_depth=64,
         post_words=16,
         norm_words=16,
+        queue_entries=16,
         axi_data_width=32,
     ),
 }

@@ -1,5 +1,6 @@
 """POST against a NumPy model made of ``moevit.numerics``, with its memories modelled around it."""
 
+import dataclasses
 import itertools
 from dataclasses import dataclass, field
 
@@ -8,12 +9,14 @@ import pytest
 
 from hw.bench import put, run
 from moevit.config import CONFIGS, AcceleratorConfig
-from moevit.hw.interfaces import Phase
+from moevit.hw.interfaces import SLOT_WIDTH, Phase
 from moevit.hw.units import post
+from moevit.hw.units.route import done_latency
 from moevit.isa import encode
 from moevit.isa.formats import Attention, Linear, OutputType
 from moevit.numerics import fixed, softmax
 from moevit.numerics.activation import Activation, activate
+from moevit.numerics.route import RouteOrder, apply_score, route, select
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Row:
     last_row: bool = False
     is_key: bool = False
     is_value: bool = False
+    is_gate: bool = False
+    tile: int = 0  # number of its A tile
     scale: tuple[int, int] | None = None  # (mult, shift), with the first column tile of CONTEXT
 
     @property
@@ -60,6 +65,9 @@ class Model:
     staged: list[Staged] = field(default_factory=list)
     instructions: list[Linear | Attention] = field(default_factory=list)
     tails: list[int] = field(default_factory=list)
+    entries: list[tuple[int, int, int, int]] = field(default_factory=list)  # A tile, row, token, score
+    appends: list[tuple[int, ...]] = field(default_factory=list)
+    tiles: int = 0  # A tiles used
 
     def __post_init__(self):
         c = self.config
@@ -86,10 +94,23 @@ class Model:
             self.act[word] = values & 255
         assert word < c.activation_words
 
-    def linear(self, i: Linear):
+    def skip(self, i: Linear):
+        """The instruction of an empty queue."""
+        number = len(self.instructions)
+        self.instructions.append(i)
+        acc = self._accumulators()
+        self.rows.append(Row(number, Phase.SKIP, 0, 0, 0, acc, last_column=True, last=True, last_row=True))
+        self.tail += i.tiles * i.release
+        self.tails.append(self.tail)
+
+    def linear(self, i: Linear, queue: list[tuple[int, int]] | None = None):
+        """``queue``: the entries (token, score) of a scatter."""
         c, t = self.config, self.config.rows
         number = len(self.instructions)
         self.instructions.append(i)
+        for k, entry in enumerate(queue or ()):
+            self.entries.append((self.tiles + k // t, k % t, *entry))
+        logits = np.zeros((i.n_rows, i.tiles * c.columns), np.int64)
         wide = i.out_type == OutputType.INT16
         row_tiles = -(-i.n_rows // t)
         for r, ct in itertools.product(range(row_tiles), range(i.tiles)):
@@ -112,10 +133,18 @@ class Model:
                         last_row=k == n - 1,
                         is_key=key,
                         is_value=value,
+                        is_gate=i.route != RouteOrder.NONE,
+                        tile=self.tiles + r,
                     )
                 )
                 mid = fixed.requantise(acc, self.bias[word], self.mult[word], self.shift[word])
                 token, row = i.token + r * t + k, r * t + k
+                if i.route:
+                    logits[row, ct * c.columns : (ct + 1) * c.columns] = mid
+                    continue
+                if queue is not None:
+                    row, score = queue[row]
+                    mid = apply_score(mid, score)
                 if key or value:
                     self._write_kv(i, ct, token, fixed.saturate(mid, 8), value)
                     continue
@@ -127,8 +156,19 @@ class Model:
                     y = y + (self.act[at] | self.act[at + 1] << 8).astype(np.uint16).astype(np.int16)
                 y = fixed.saturate(y, 16 if wide else 8, signed=i.out_type != OutputType.UINT8)
                 self._write(i.dst + row * i.dst_stride + (ct << wide), y, wide)
+        self.tiles += row_tiles
         self.tail += i.tiles * i.release
         self.tails.append(self.tail)
+        if i.route:
+            self._route(i, logits[:, : i.experts])
+
+    def _route(self, i, logits):
+        order = RouteOrder(i.route)
+        scores = route(logits, i.top_k, order, i.threshold)
+        if i.clear:
+            self.appends.append(())
+        for k, chosen in enumerate(select(logits, i.top_k)):
+            self.appends += [(int(e), i.token + k, int(scores[k, e])) for e in chosen if scores[k, e]]
 
     def _write_kv(self, i, ct, token, values, value):
         c, channels = self.config, np.arange(self.config.columns)
@@ -208,8 +248,9 @@ class Bench:
         self.dut = post.Post(model.config)
         self.act = model.initial_act.copy()
         self.operand = np.full_like(model.operand, -1)
-        self.accepted, self.tails, self.staged = 0, [], []
-        self.cycles = {name: [] for name in ("row", "act", "kv", "staged", "retire", "fault")}
+        self.accepted, self.tails, self.staged, self.appends = 0, [], [], []
+        self.gate_tiles = self.freed = 0
+        self.cycles = {name: [] for name in ("row", "act", "kv", "staged", "retire", "fault", "append")}
         words = zip(model.bias.tolist(), model.mult.tolist(), model.shift.tolist(), strict=True)
         self.parameters = [
             sum(
@@ -237,9 +278,18 @@ class Bench:
         """The rows of a tile in consecutive cycles; K and V tiles no faster than the KvWriter takes them."""
         i, scale, config = self.dut.i_rows, self.dut.i_scale, self.config
         scales, cycle = {}, 0
+        entries, sent, tile = list(self.model.entries), 0, 0  # those of a tile come up to 5 tiles ahead
 
         async def tick():
-            nonlocal cycle
+            nonlocal cycle, sent
+            entry = self.dut.i_entry
+            ctx.set(entry.valid, sent < len(entries) and entries[sent][0] <= tile + 5)
+            if ctx.get(entry.valid):
+                at, k, token, score = entries[sent]
+                ctx.set(entry.slot, at % (1 << SLOT_WIDTH))
+                ctx.set(entry.row, k)
+                ctx.set(entry.entry, {"token": token, "score": score})
+                sent += 1
             ctx.set(scale.valid, 0)
             if cycle in scales:
                 for name, value in zip(("valid", "unit", "row", "mult", "shift"), scales[cycle], strict=True):
@@ -252,6 +302,13 @@ class Bench:
         for number, row in enumerate(rows):
             while self.accepted <= row.instruction:
                 await tick()
+            tile = row.tile
+            while sent < len(entries) and entries[sent][0] <= tile:
+                await tick()
+            if row.is_gate and (row.row, row.column) == (0, 0):
+                while self.gate_tiles - self.freed >= 2:
+                    await tick()
+                self.gate_tiles += 1
             if row.row == 0:
                 previous = rows[number - 1]
                 if number and previous.is_kv:
@@ -278,6 +335,7 @@ class Bench:
                     "last_column": row.last_column,
                     "last": row.last,
                     "bank": row.instruction & 1,
+                    "slot": row.tile % (1 << SLOT_WIDTH),
                 },
             )
             ctx.set(i.row, row.row)
@@ -359,6 +417,12 @@ class Bench:
                 f0,
                 f1,
                 events,
+                freed,
+                clear,
+                appended,
+                expert,
+                token,
+                score,
                 *s,
             ) = await ctx.tick().sample(
                 dut.i_instr.valid,
@@ -372,6 +436,12 @@ class Bench:
                 dut.fault_activation,
                 dut.fault_operand,
                 dut.events.busy,
+                dut.route_freed,
+                dut.o_append.clear,
+                dut.o_append.valid,
+                dut.o_append.expert,
+                dut.o_append.entry.token,
+                dut.o_append.entry.score,
                 o.unit,
                 o.row,
                 o.tile,
@@ -380,6 +450,12 @@ class Bench:
                 o.last,
             )
             assert events == row
+            if clear:
+                self.appends.append(())
+            if appended:
+                self.appends.append((expert, token, score))
+                self.cycles["append"].append(cycle)
+            self.freed += freed
             self.accepted += i_valid & i_ready
             for name, happened in (
                 ("row", row),
@@ -414,22 +490,40 @@ class Bench:
         np.testing.assert_array_equal(self.operand, model.operand)
         assert self.staged == model.staged
         assert self.tails == model.tails
+        assert self.appends == model.appends
+        assert self.freed == self.gate_tiles
         want = {"act": [], "kv": [], "staged": [], "retire": [], "fault": []}
         for cycle, row in zip(self.cycles["row"], model.rows, strict=True):
             if row.phase == Phase.SCORES:
                 want["staged"].append(cycle + post.staged_latency(config))
                 continue
-            if not row.is_kv:
+            if row.is_gate:
+                if row.last and row.last_row:
+                    want["retire"].append(self._gate_retires(cycle, row, len(want["retire"])))
+                continue
+            if row.phase == Phase.SKIP:
+                written = cycle + post.LATENCY  # where its write would be
+            elif not row.is_kv:
                 want["act"].append(cycle + post.LATENCY)
             elif row.last_row:
                 words = max(1, -(-(row.row + 1) // config.depth)) if row.is_value else config.key_groups
                 first = max(cycle + post.KV_LATENCY, want["kv"][-1] + 1 if want["kv"] else 0)
                 want["kv"] += [first + w for w in range(words)]
             if row.last and row.last_row:
-                written = want["kv" if row.is_kv else "act"][-1]
+                if row.phase != Phase.SKIP:
+                    written = want["kv" if row.is_kv else "act"][-1]
                 earliest = want["retire"][-1] + 1 if want["retire"] else 0
                 want["retire"].append(max(written + post.RETIRE_LATENCY, earliest))
         assert {name: self.cycles[name] for name in want} == want
+
+    def _gate_retires(self, cycle, row, number):
+        """The cycle in which a gate retired, if it may be: Route may still be at row tiles before the last."""
+        i, got = self.model.instructions[row.instruction], self.cycles["retire"][number]
+        way = post.ROUTE_LATENCY + done_latency(self.config, i.tiles, row.row + 1, i.top_k)
+        own = cycle + way + post.RETIRE_LATENCY
+        behind = [0, *self.cycles["retire"]][number] + 1
+        assert max(own, behind) <= got <= max(own, behind) + way
+        return got
 
 
 def _linear(**fields):
@@ -609,3 +703,133 @@ def test_outside_activation_memory():
     assert bench.cycles["act"] == [first + post.LATENCY]
     assert bench.cycles["fault"] == [second + post.LATENCY]
     assert bench.cycles["retire"] == [second + post.LATENCY + post.RETIRE_LATENCY]
+
+
+def _gate(rng, config, **fields):
+    experts = int(rng.integers(1, 33))
+    return _linear(**({
+        "n_rows": int(rng.integers(1, 3 * config.rows + 1)),
+        "tiles": -(-experts // config.columns),
+        "dst": 0,
+        "dst_stride": 2,
+        "route": RouteOrder(int(rng.integers(1, 3))),
+        "experts": experts,
+        "top_k": int(rng.integers(1, min(experts, 4) + 1)),
+        "threshold": int(rng.choice([0, 9000])),
+        "clear": int(rng.integers(0, 2)),
+        "token": int(rng.integers(0, 2000)),
+        "release": int(rng.integers(0, 2)),
+    } | fields))  # fmt: skip
+
+
+def _scatter(rng, config, index, tiles=None):
+    """An expert's last LINEAR, and its queue: some tokens of a layer, in any order; its own region."""
+    tiles = tiles or int(rng.integers(1, 4))
+    stride = 2 * tiles + 2 * int(rng.integers(0, 2))
+    tokens = rng.permutation(250 // stride)[: int(rng.integers(1, 4 * config.rows))]
+    scores = rng.choice([1, 255, 32768, 65535, *rng.integers(1, 1 << 16, 8)], len(tokens))
+    i = _linear(
+        n_rows=len(tokens),
+        tiles=tiles,
+        residual=1,
+        res=256 * index,
+        dst=256 * index,
+        dst_stride=stride,
+        out_type=OutputType.INT16,
+        scatter=1,
+    )
+    return i, list(zip(tokens.tolist(), scores.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "stalls"), [("tiny", False), ("tiny", True), ("wide", False), ("square", True)])
+def test_scatter(name, stalls):
+    """Rows at their tokens' places with their scores; among ordinary instructions, whose rows have neither."""
+    config = CONFIGS[name]
+    model = Model(config, seed=18)
+    for index in range(12):
+        if index % 4 == 3:
+            model.linear(_random_linear(model, index))
+        else:
+            model.linear(*_scatter(model.rng, config, index))
+    gap = (lambda: int(model.rng.integers(0, 5))) if stalls else (lambda: 0)
+    Bench(model, gap=gap).run().check()
+
+
+def test_scatter_outside_activation_memory():
+    """A token whose row does not exist is a fault for residual and result, and neither is accessed."""
+    config = CONFIGS["tiny"]
+    model = Model(config, seed=19)
+    scatter, _ = _scatter(model.rng, config, 1, tiles=1)
+    model.linear(dataclasses.replace(scatter, n_rows=1, dst_stride=2), [(0, 1000)])
+    model.entries[0] = (0, 0, 8191, 1000)
+    bench = Bench(model).run()
+    (row,) = bench.cycles["row"]
+    assert bench.cycles["act"] == []
+    assert bench.cycles["fault"][-1] == row + post.LATENCY
+    assert len(bench.cycles["fault"]) == 2
+    assert len(bench.cycles["retire"]) == 1
+
+
+@pytest.mark.parametrize("name", ["tiny", "wide"])
+def test_empty_queues(name):
+    """SKIP rows write nothing, move the post pointer on if they release, and retire in their turn."""
+    config = CONFIGS[name]
+    model = Model(config, seed=20)
+    for index in range(14):
+        kind = index % 7
+        scatter, queue = _scatter(model.rng, config, index)
+        if kind in (0, 3):
+            model.linear(_random_linear(model, index))
+        elif kind == 5:
+            model.linear(scatter, queue)
+        else:  # a residual beyond the memory would be a fault
+            end = {"res": config.activation_words - 1, "dst": config.activation_words - 1, "dst_stride": 1022}
+            model.skip(dataclasses.replace(scatter, release=int(kind < 5), **end))
+    bench = Bench(model).run()
+    bench.check()
+    assert not bench.cycles["fault"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "zcu104", "square", "wide"])
+def test_gates(name):
+    """Gates one behind the other."""
+    config = CONFIGS[name]
+    model = Model(config, seed=21)
+    for _ in range(6):
+        model.linear(_gate(model.rng, config))
+    Bench(model).run().check()
+
+
+@pytest.mark.parametrize("seed", [22, 23])
+def test_whole_layers(seed):
+    """Gates, gathered and scattered LINEARs, empty queues and dense layers; everything retires in order."""
+    config = CONFIGS["tiny"]
+    model = Model(config, seed=seed)
+    rng = model.rng
+    for index in range(20):
+        kind = int(rng.integers(0, 5))
+        scatter, queue = _scatter(rng, config, index)
+        if kind == 0:
+            model.linear(_gate(rng, config, n_rows=int(rng.integers(1, 9)), release=1))
+        elif kind == 1:
+            model.skip(dataclasses.replace(scatter, release=int(rng.integers(0, 2))))
+        elif kind == 2:
+            model.linear(scatter, queue)
+        else:
+            model.linear(_random_linear(model, index))
+    gap = (lambda: int(rng.integers(0, 3))) if seed % 2 else (lambda: 0)
+    Bench(model, gap=gap).run().check()
+
+
+def test_a_gate_retires_before_what_follows_it():
+    """A short LINEAR behind a gate is written long before the gate's tokens are in the queues."""
+    config = CONFIGS["tiny"]
+    model = Model(config, seed=24)
+    model.linear(_gate(model.rng, config, n_rows=4, experts=8, tiles=1, top_k=2, threshold=0))
+    model.linear(_linear(n_rows=1, tiles=1, dst=0, dst_stride=1))
+    bench = Bench(model).run()
+    bench.check()
+    last = bench.cycles["row"][3]
+    done = last + post.ROUTE_LATENCY + done_latency(config, 1, 4, 2)
+    assert bench.cycles["act"][0] < done
+    assert bench.cycles["retire"] == [done + post.RETIRE_LATENCY, done + post.RETIRE_LATENCY + 1]
