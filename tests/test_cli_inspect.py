@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from compile_helpers import ODD, SHIPPED, SMALL, compiled, float_inputs
@@ -16,6 +17,7 @@ from moevit.isa.disassemble import assemble
 from moevit.program import MEMORY_ACTIVATION
 
 MODEL = SHIPPED / "fashion_vit.onnx"
+MIXTURE = SHIPPED.with_name("m3vit") / "depth.onnx"
 
 
 def moevit(*arguments: object) -> Result:
@@ -72,6 +74,17 @@ def test_words_in_use_at_one_time_overlap_only_where_a_tensor_replaces_its_resid
             apart = a.last_word < b.first_word or b.last_word < a.first_word
             if a.written < b.written < a.read and not apart:
                 assert a.name in inputs[b.name], (a, b)
+
+
+def test_a_mixture_of_experts_counts_tokens_that_are_spread_evenly() -> None:
+    images = np.load(MIXTURE.with_name("calib_scenes.npz"))["images"][:4].astype(np.float32) / 255
+    program = compile_model({"depth": MIXTURE}, CONFIGS["tiny"], lambda task, shapes: {"image": images}).program
+    layers = listing.layers(program, program.tasks[0])
+    (gate, up, *_, down) = (layer for layer in layers if ".experts." in layer.name or layer.kind == "route")
+    assert (gate.role, gate.shape) == ("norm + gate", "64×96 → 64×8")
+    assert (up.role, down.role) == ("expert + gelu", "expert + add")
+    assert up.ideal_cycles == down.ideal_cycles == 4 * 12 * 24  # row tiles of 64 tokens to 2 of 8, column tiles, steps
+    assert up.utilisation == down.utilisation == 1
 
 
 def test_image_blocks_do_not_overlap_and_leave_only_padding() -> None:
