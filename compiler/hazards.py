@@ -131,12 +131,14 @@ class _Order:
         """Check the next instruction, which retires as number ``done``."""
         if isinstance(instruction, Linear):
             if of_queue(instruction):
-                self.queues.reader(instruction, where)
+                self.queues.check_reader(instruction, where)
+            if instruction.route:
+                self.queues.check_gate(instruction, where)
             if instruction.keep and instruction.norm == NormMode.NONE:
                 raise HazardError("keeps rows that are already in memory", where=where)
         self._ordered(self.accesses(instruction, where), instruction.wait, done, where)
         if isinstance(instruction, Linear) and instruction.route:
-            self.queues.gate(instruction, done, where)
+            self.queues.append(instruction, done, where)
 
     def _ordered(self, a: Accesses, wait: int, done: int, where: str) -> None:
         for what, words in (("loads", a.load), ("adds", a.residual)):

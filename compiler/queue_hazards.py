@@ -31,8 +31,8 @@ class Queues:
         self.tokens: NDArray[np.int64] = np.zeros(0, np.int64)  #: those that they may hold, in their order
         self.entries = 0  #: that they hold together, at most
 
-    def gate(self, n: Linear, done: int, where: str) -> None:
-        """Append a gate, which retires as number ``done``."""
+    def check_gate(self, n: Linear, where: str) -> None:
+        """Check what stands in a gate itself."""
         columns = n.tiles * self.config.columns
         if of_queue(n) or n.residual or n.activation or not n.key_tile == n.value_tile == n.tiles:
             raise HazardError("a gate has no queue, no residual, no activation, no K and no V", where=where)
@@ -42,6 +42,9 @@ class Queues:
             raise HazardError(f"{n.top_k} of {n.experts} experts for each token", where=where)
         if n.token + n.n_rows > 1 << COUNT:
             raise HazardError(f"tokens up to {n.token + n.n_rows - 1} are too many for a queue entry", where=where)
+
+    def append(self, n: Linear, done: int, where: str) -> None:
+        """The queues after a gate, which retires as number ``done``."""
         if n.clear:
             self.tokens, self.entries = self.tokens[:0], 0
         elif not self.done:
@@ -57,7 +60,7 @@ class Queues:
                 f"the queues may get {self.entries} entries; they hold {self.config.queue_entries}", where=where
             )
 
-    def reader(self, n: Linear, where: str) -> None:
+    def check_reader(self, n: Linear, where: str) -> None:
         """Check a LINEAR over a queue."""
         if n.norm != NormMode.NONE or n.keep or not n.key_tile == n.value_tile == n.tiles or not n.release:
             raise HazardError("a LINEAR over a queue has no norm, no K and no V, and releases its weights", where=where)
