@@ -11,6 +11,8 @@ from moevit.hw.interfaces import (
     AxiReadSignature,
     AxiWriteSignature,
     OperandWriteSignature,
+    QueueAppendSignature,
+    QueueEntry,
     read_data_signature,
     request_signature,
     write_data_signature,
@@ -28,6 +30,7 @@ from moevit.hw.units.mac_array import MacArray
 from moevit.hw.units.operand_memory import OperandMemory
 from moevit.hw.units.parameter_memory import ParameterMemory
 from moevit.hw.units.post import Post
+from moevit.hw.units.queues import Queues
 from moevit.hw.units.read_mux import ReadMux
 from moevit.hw.units.retirement import NUMBER_WIDTH, Retirement
 from moevit.hw.units.streamer import Streamer
@@ -44,15 +47,19 @@ def dma_axi_signature(config: AcceleratorConfig) -> wiring.Signature:
 
 
 def trace_members(config: AcceleratorConfig) -> dict[str, wiring.Member]:
-    """What a simulator watches to see every intermediate tensor: retirement and writes."""
+    """What a simulator watches to see every intermediate tensor: retirement, writes, and entries of queues."""
     activation, operand = ActivationWriteSignature(config).members, OperandWriteSignature(config).members
     members = {"trace_retire": Out(1)}
     for source, names, shapes in (
         ("act", ("valid", "pair", "mask", "data"), activation),
+        ("load", ("valid", "pair", "mask", "data"), activation),
         ("dma", ("valid", "pair", "mask", "data"), activation),
         ("kv", ("valid", "addr", "mask", "data"), operand),
     ):
         members |= {f"trace_{source}_{name}": Out(shapes[name].shape) for name in names}
+    append = QueueAppendSignature().members
+    members |= {f"trace_queue_{name}": Out(append[name].shape) for name in ("clear", "valid", "expert")}
+    members |= {f"trace_queue_{name}": Out(QueueEntry.as_shape()[name].shape) for name in ("token", "score")}
     return members
 
 
@@ -130,6 +137,7 @@ class Core(wiring.Component):
         m.submodules.a_tile = self.a_tile = ATile(config)
         m.submodules.mac_array = self.mac_array = MacArray(config)
         m.submodules.post = self.post = Post(config)
+        m.submodules.queues = self.queues = Queues(config)
         m.submodules.activation_memory = self.activation_memory = ActivationMemory(config)
         m.submodules.operand_memory = self.operand_memory = OperandMemory(config)
         m.submodules.post_memory = self.post_memory = ParameterMemory(config.post_words, 8 * config.post_word_bytes)
@@ -137,6 +145,7 @@ class Core(wiring.Component):
         self._program(m)
         self._copies(m)
         self._compute(m)
+        self._experts(m)
         self._weights(m)
         self._faults(m)
         self._trace(m)
@@ -211,6 +220,21 @@ class Core(wiring.Component):
             loader.tile_freed.eq(array.tile_freed),
         ]
 
+    def _experts(self, m):
+        """The queues: from the gate in POST to the loader, and through it to POST's scatter; and to the streamer."""
+        queues, loader, post, streamer = self.queues, self.loader, self.post, self.streamer
+        connect(m, post.o_append, queues.append)
+        connect(m, loader.queue, queues.read)
+        connect(m, loader.o_entry, post.i_entry)
+        connect(m, loader.act_write, self.activation_memory.write_load)
+        connect(m, streamer.o_brought, loader.i_brought)
+        m.d.comb += [
+            self.mac_array.route_freed.eq(post.route_freed),
+            streamer.retired.eq(self.retirement.retired),
+            queues.filled_queue.eq(streamer.queue),
+            streamer.queue_filled.eq(queues.filled),
+        ]
+
     def _weights(self, m):
         """The streamer and its three rings."""
         streamer = self.streamer
@@ -236,9 +260,10 @@ class Core(wiring.Component):
         """The fault that is reported, and whose it is.
 
         Fetch's are BEGIN's (0) and dispatch's those of the instruction it holds. A DMA fault belongs to the
-        oldest instruction that the DMA unit has not finished, one of POST to the oldest unfinished LINEAR or
-        ATTENTION, one of a loader's read to the instruction that the loader has taken last. STREAM is
-        executed far ahead: its faults, and fetch's bus errors, name the number of instructions fetched.
+        oldest instruction that the DMA unit has not finished, one of POST and of full queues to the oldest
+        unfinished LINEAR or ATTENTION, one of a loader's read or kept row, and of a queue that is too long, to the
+        instruction that the loader has taken last. STREAM is executed far ahead: its faults, and fetch's bus
+        errors, name the number of instructions fetched.
         """
         fetched, retirement = self.fetch.fetched, self.retirement
         dma, compute = retirement.oldest_dma, retirement.oldest_compute
@@ -258,6 +283,8 @@ class Core(wiring.Component):
             (self.post.fault_operand, ErrorCode.OPERAND_RANGE, compute),
             (self.operand_memory.fault, ErrorCode.OPERAND_RANGE, compute),
             (self.activation_memory.fault, ErrorCode.ACTIVATION_RANGE, self.dispatch.compute_number),
+            (self.queues.fault, ErrorCode.QUEUE_RANGE, compute),
+            (self.loader.fault_queue, ErrorCode.QUEUE_RANGE, self.dispatch.compute_number),
         )
         with m.If(~self.fault):
             for flag, code, number in reversed(sources):
@@ -272,12 +299,21 @@ class Core(wiring.Component):
         m.d.comb += self.trace_retire.eq(self.retirement.retire)
         for source, port, address in (
             ("act", self.post.act_write, "pair"),
+            ("load", self.loader.act_write, "pair"),
             ("dma", self.dma.act_write, "pair"),
             ("kv", self.post.kv, "addr"),
         ):
             m.d.comb += [getattr(self, f"trace_{source}_valid").eq(port.valid & port.ready)]
             for name in (address, "mask", "data"):
                 m.d.comb += getattr(self, f"trace_{source}_{name}").eq(getattr(port, name))
+        append = self.post.o_append
+        m.d.comb += [
+            self.trace_queue_clear.eq(append.clear),
+            self.trace_queue_valid.eq(append.valid),
+            self.trace_queue_expert.eq(append.expert),
+            self.trace_queue_token.eq(append.entry.token),
+            self.trace_queue_score.eq(append.entry.score),
+        ]
 
 
 class Accelerator(wiring.Component):

@@ -6,11 +6,13 @@ import pytest
 from hw.axi_lite_master import Master
 from hw.axi_model import AxiMemory
 from hw.bench import run
+from hw.norm_model import random_norm
 from moevit.config import CONFIGS
 from moevit.hw.accelerator import Accelerator
-from moevit.isa import Begin, DmaIn, DmaOut, End, Linear, Stream, encode_program
-from moevit.layout import pack_post, pack_weights, stripe
+from moevit.isa import Begin, DmaIn, DmaOut, End, Linear, NormMode, OutputType, Stream, encode_program
+from moevit.layout import pack_norm, pack_post, pack_rows, pack_weights, stripe, unpack_rows
 from moevit.numerics import fixed
+from moevit.numerics.route import RouteOrder, apply_score, route
 from moevit.registers import ErrorCode, Status
 
 CONFIG = CONFIGS["tiny"]
@@ -132,6 +134,139 @@ def test_a_linear_layer():
         assert await master.value("COUNT_POST_BUSY") == rows * tiles
 
     machine.run(test)
+
+
+class Image:
+    """A program's blocks, behind it in the image."""
+
+    def __init__(self, instructions):
+        self.start = self.end = 64 * (instructions + 2)
+        self.data = b""
+
+    def part(self, name, words):
+        """Fields of a STREAM for these words."""
+        data = stripe(words, CONFIG.weight_ports)
+        block, self.end = self.end // 64, self.end + -(-len(data) // 64) * 64
+        self.data = self.data.ljust(64 * block - self.start, b"\0") + data
+        return {f"{name}_offset": block, f"{name}_words": len(words)}
+
+
+class Dense:
+    """Weights and scaling of a linear layer."""
+
+    def __init__(self, rng, outputs, length, bias=0, shift=17):
+        self.weight = rng.integers(-128, 128, (outputs, length))
+        self.bias = rng.integers(-3000, 3000, outputs) + bias
+        self.scale = rng.integers(1 << 15, 1 << 16, outputs), np.full(outputs, shift)
+
+    def __call__(self, x):
+        return fixed.requantise(x @ self.weight.T, self.bias, *self.scale)
+
+    def stream(self, image, **values):
+        parts = image.part("post", pack_post(self.bias, *self.scale, CONFIG))
+        return Stream(**parts, **image.part("weight", pack_weights(self.weight, CONFIG)), **values)
+
+
+TOKENS, CHANNELS, EXPERTS = 8, 16, 6
+EMPTY = {0: 1, 3: 0}  # experts that get no token, and whether their STREAMs are speculative
+
+
+def mixture(allowed=TOKENS):
+    """A mixture of experts over the input's rows: its image, and a function from rows to rows."""
+    rng = np.random.default_rng(3)
+    norm = random_norm(rng, NormMode.LAYERNORM, CHANNELS, signed=True)
+    never = np.zeros(CONFIG.columns, np.int64)
+    never[list(EMPTY)] = -(1 << 30)
+    gate = Dense(rng, CONFIG.columns, CHANNELS, bias=never)
+    experts = [(Dense(rng, CHANNELS, CHANNELS, shift=24), Dense(rng, CHANNELS, CHANNELS)) for _ in range(EXPERTS)]
+    image = Image(4 + 4 * EXPERTS)
+    rows, kept, hidden = 0, 64, 96  # word addresses
+    wide, narrow = 2 * CHANNELS // CONFIG.columns, CHANNELS // CONFIG.columns
+    constants = norm.constants
+    order = RouteOrder.SOFTMAX_TOPK
+    program = [
+        gate.stream(image, **image.part("norm", pack_norm(norm.gamma, norm.beta, CONFIG))),
+        DmaIn(segment_bytes=INPUT_BYTES, dst=rows, offset=0),
+        Linear(
+            wait=1, n_rows=TOKENS, src=rows, src_stride=wide, length=CHANNELS, norm=norm.mode,
+            inverse_mult=constants.inverse_mult, inverse_shift=constants.inverse_shift,
+            epsilon=constants.epsilon, norm_shift=constants.output_shift, keep=1, keep_dst=kept, keep_stride=narrow,
+            tiles=1, key_tile=1, value_tile=1, dst=0, dst_stride=0, route=order, experts=EXPERTS, top_k=2, clear=1,
+        ),
+    ]  # fmt: skip
+    for expert, layers in enumerate(experts):
+        values = {"queue": expert, "predicated": 1, "speculative": EMPTY.get(expert, expert % 2), "wait": 2}
+        program += [layer.stream(image, **values) for layer in layers]
+        shape = {"n_rows": allowed, "length": CHANNELS, "tiles": narrow, "key_tile": narrow, "value_tile": narrow}
+        shape["queue"] = expert
+        done = 2 + 2 * expert
+        program += [
+            Linear(**shape, wait=done, gather=1, src=kept, src_stride=narrow, dst=hidden, dst_stride=narrow),
+            Linear(**shape, wait=done + 1, scatter=1, src=hidden, src_stride=narrow, residual=1, res=rows, dst=rows,
+                   dst_stride=wide, out_type=OutputType.INT16),
+        ]  # fmt: skip
+    program.append(DmaOut(wait=2 + 2 * EXPERTS, src=rows, words=TOKENS * wide, offset=0))
+
+    def compute(x):
+        normal, out = norm.apply(x), x.astype(np.int64)
+        scores = route(gate(normal)[:, :EXPERTS], 2, order)
+        assert [e for e in range(EXPERTS) if not scores[:, e].any()] == list(EMPTY)
+        for expert, (up, down) in enumerate(experts):
+            tokens = scores[:, expert].nonzero()[0]
+            added = apply_score(down(fixed.saturate(up(normal[tokens]), 8)), scores[tokens, expert, None])
+            out[tokens] = fixed.saturate(out[tokens] + added, 16)
+        return out
+
+    return begin(program) + image.data, compute
+
+
+def test_a_mixture_of_experts():
+    """Two experts get no token; the words of one are streamed on suspicion and thrown away."""
+    image, compute = mixture()
+    machine = Machine(image)
+    x = np.random.default_rng(4).integers(-3000, 3000, (TOKENS, CHANNELS))
+    machine.memory.bytes[INPUT : INPUT + INPUT_BYTES] = pack_rows(x, CONFIG.columns, 16).tobytes()
+    wanted = compute(x)
+
+    async def test(ctx, master):
+        for _ in range(2):
+            assert await machine.execute(master, ctx) == Status.DONE
+            data = np.frombuffer(machine.output, np.uint8).reshape(TOKENS, -1)
+            np.testing.assert_array_equal(unpack_rows(data, CHANNELS, CONFIG.columns, 16, True), wanted)
+            assert await master.value("RETIRED") == 3 + 2 * EXPERTS
+        words = CHANNELS // CONFIG.columns * CHANNELS // CONFIG.depth
+        streamed = [expert for expert in range(EXPERTS) if EMPTY.get(expert, 1)]
+        one = words + CHANNELS // CONFIG.columns
+        gate = CHANNELS // CONFIG.columns + 1 + CHANNELS // CONFIG.depth
+        assert await master.value("COUNT_STREAM_BUSY") == gate + 2 * one * len(streamed)
+        assert await master.value("COUNT_STREAM_QUEUE") > 0
+        assert np.count_nonzero(wanted - x) > x.size // 2
+
+    machine.run(test, timeout_cycles=12000)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_queues_that_are_too_long(full):
+    """An expert that may have one token only; and more tokens than all queues hold."""
+    image, _ = mixture(allowed=1)
+    number = 10  # the first LINEAR of expert 1
+    if full:
+        gate = Dense(np.random.default_rng(5), CONFIG.columns, 8)
+        blocks, number = Image(2), 2
+        stream = gate.stream(blocks)
+        overflow = Linear(
+            n_rows=CONFIG.queue_entries // 4 + 1, src=0, src_stride=0, length=8, tiles=1, key_tile=1, value_tile=1,
+            dst=0, dst_stride=0, route=RouteOrder.TOPK_SOFTMAX, experts=8, top_k=4, clear=1,
+        )  # fmt: skip
+        image = begin([stream, overflow]) + blocks.data
+    machine = Machine(image)
+
+    async def test(ctx, master):
+        assert await machine.execute(master, ctx) == Status.ERROR
+        assert await master.value("ERROR") == ErrorCode.QUEUE_RANGE
+        assert await master.value("ERROR_INSTRUCTION") == number
+
+    machine.run(test, timeout_cycles=12000)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def test_ports(tiny):
     assert ports["m_axi_w0_rready"] == ("output", 1)
     assert ports["trace_act_data"] == ("output", 2 * 8 * 8)
     assert ports["trace_kv_mask"] == ("output", 32)
+    assert ports["trace_load_mask"] == ("output", 2 * 8)
+    assert [ports[f"trace_queue_{name}"][1] for name in ("clear", "expert", "token", "score")] == [1, 6, 13, 16]
     kinds = {re.match(r"clk|rst|irq|s_axil|m_axi_dma|m_axi_w0|trace", name)[0] for name in ports}
     assert len(kinds) == 7
 
