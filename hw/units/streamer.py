@@ -8,7 +8,7 @@ from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
-from moevit.config import STREAM_QUEUE_DEPTH, AcceleratorConfig
+from moevit.config import BROUGHT_QUEUE_DEPTH, STREAM_QUEUE_DEPTH, AcceleratorConfig
 from moevit.errors import ConfigError
 from moevit.hw.interfaces import (
     QUEUE_COUNT_LATENCY,
@@ -28,7 +28,6 @@ from moevit.isa.fields import OPCODE_WIDTH
 from moevit.isa.formats import BLOCK_BYTES, QUEUE
 
 PART_QUEUE_DEPTH = 16  #: parts that have been requested and wait for their data
-BROUGHT_QUEUE_DEPTH = 16  #: predicated STREAMs that are settled and whose LINEAR the loader has not asked about
 DECIDE_LATENCY = 1 + QUEUE_COUNT_LATENCY  #: from a predicated STREAM to the first cycle that may settle it
 WORDS_WIDTH = 17
 

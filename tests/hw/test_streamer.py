@@ -8,11 +8,11 @@ from amaranth.lib import wiring
 
 from hw.axi_model import AxiMemory
 from hw.bench import get, put, run
-from moevit.config import CONFIGS, STREAM_QUEUE_DEPTH
+from moevit.config import BROUGHT_QUEUE_DEPTH, CONFIGS, STREAM_QUEUE_DEPTH
 from moevit.errors import ConfigError
 from moevit.hw.interfaces import QUEUE_COUNT_LATENCY
 from moevit.hw.units.axi_read import AxiReadPort
-from moevit.hw.units.streamer import BROUGHT_QUEUE_DEPTH, DECIDE_LATENCY, Part, Streamer
+from moevit.hw.units.streamer import DECIDE_LATENCY, Part, Streamer
 from moevit.isa import Stream, encode
 
 BASE = 0x3_4000_0000
