@@ -6,10 +6,9 @@ Everything here comes from a `Program` alone; nothing is executed.
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from moevit import layout
-from moevit.cli.groups import EXPERTS, Group, group_layers
 from moevit.config import AcceleratorConfig
 from moevit.isa import (
     INSTRUCTION_BYTES,
@@ -25,28 +24,15 @@ from moevit.isa import (
 from moevit.isa.disassemble import disassemble
 from moevit.isa.formats import BLOCK_BYTES, DmaSource
 from moevit.numerics.activation import Activation
-from moevit.numerics.route import RouteOrder
-from moevit.program import (
-    DTYPES,
-    MEMORY_ACTIVATION,
-    MEMORY_KEY,
-    MEMORY_QUEUE,
-    MEMORY_VALUE,
-    Layer,
-    Piece,
-    Program,
-    Task,
-    Tensor,
-)
-from moevit.sim.pieces import extent, word_bytes
+from moevit.program import DTYPES, MEMORY_ACTIVATION, Layer, Piece, Program, Task, Tensor
+from moevit.sim.pieces import extent
 
 
 def ideal_cycles(instruction: Instruction, config: AcceleratorConfig) -> int:
     """Cycles that the array spends on an instruction when nothing makes it wait.
 
     A tile takes a cycle per step, but no fewer cycles than its rows need to drain, nor than POST needs to
-    write a tile of K. Zero for everything that the array has no part in. Of an expert, as many as if all tokens
-    were its own.
+    write a tile of K. Zero for everything that the array has no part in.
     """
     c = config
     if isinstance(instruction, Linear):
@@ -112,82 +98,34 @@ class LayerEntry:
 def layers(program: Program, task: Task) -> list[LayerEntry]:
     """The layers table, in the order of execution."""
     instructions = program.instructions(task)
-    tokens = _expert_tokens(task, instructions)
-    return [_layer_entry(program, task, layer, instructions, tokens) for layer in task.layers]
-
-
-def _layer_entry(
-    program: Program, task: Task, layer: Layer, instructions: list[Instruction], tokens: dict[str, int]
-) -> LayerEntry:
-    config = program.config
-    work = [instructions[i] for i in layer.instructions]
-    if layer.kind in ("gather", "scatter"):
-        mean = tokens[layer.inputs[1]]
-        work = [replace(i, n_rows=min(mean, i.n_rows)) for i in work if isinstance(i, Linear)]
-    cycles = sum(ideal_cycles(i, config) for i in work)
-    return LayerEntry(
-        name=layer.name,
-        kind=layer.kind,
-        role=role(layer, instructions),
-        shape=_shape(task, layer, instructions),
-        macs=layer.macs,
-        weight_bytes=sum(_stream_bytes(instructions[s], config) for s in layer.streams),
-        ideal_cycles=cycles,
-        utilisation=_utilisation(layer.macs, cycles, config),
-        instructions=layer.instructions,
-        source=tuple(dict.fromkeys(layer.source)),
-    )
-
-
-def _utilisation(macs: int, cycles: int, config: AcceleratorConfig) -> float | None:
-    return macs / (cycles * config.macs_per_cycle) if cycles else None
-
-
-def _expert_tokens(task: Task, instructions: list[Instruction]) -> dict[str, int]:
-    """By the name of a gate's scores: tokens of an expert if all have equally many."""
-    out: dict[str, int] = {}
+    gates = {layer.outputs[0]: instructions[layer.instructions[0]] for layer in task.layers if layer.kind == "route"}
+    out = []
     for layer in task.layers:
-        if layer.kind == "route":
-            gate = instructions[layer.instructions[0]]
-            assert isinstance(gate, Linear)
-            tokens = layout.ceil_div(layer.rows * gate.top_k, gate.experts)
-            out[layer.outputs[0]] = max(out.get(layer.outputs[0], 0), tokens)
+        works = [instructions[i] for i in layer.instructions]
+        if layer.kind in ("gather", "scatter"):
+            works = [_evenly_used(work, gates[layer.inputs[1]]) for work in works]
+        cycles = sum(ideal_cycles(work, program.config) for work in works)
+        out.append(
+            LayerEntry(
+                name=layer.name,
+                kind=layer.kind,
+                role=role(layer, instructions),
+                shape=_shape(task, layer, instructions),
+                macs=layer.macs,
+                weight_bytes=sum(_stream_bytes(instructions[s], program.config) for s in layer.streams),
+                ideal_cycles=cycles,
+                utilisation=layer.macs / (cycles * program.config.macs_per_cycle) if cycles else None,
+                instructions=layer.instructions,
+                source=tuple(dict.fromkeys(layer.source)),
+            )
+        )
     return out
 
 
-def grouped_layers(program: Program, task: Task) -> list[LayerEntry]:
-    """The layers table for people: a line for all experts of a gate."""
-    entries = {entry.name: entry for entry in layers(program, task)}
-    return [
-        _merged(program, task, group, [entries[layer.name] for layer in group.layers])
-        for group in group_layers(task)
-    ]
-
-
-def _merged(program: Program, task: Task, group: Group, entries: list[LayerEntry]) -> LayerEntry:
-    if len(entries) == 1:
-        return entries[0]
-    macs, cycles = sum(e.macs for e in entries), sum(e.ideal_cycles for e in entries)
-    first, shape = entries[0], entries[0].shape
-    doing = first.role
-    if group.kind == EXPERTS:
-        doing = " + ".join(dict.fromkeys(f"{e.role}" for e in entries[:3]))
-        scores = task.tensor(group.layers[0].inputs[1])
-        hidden = task.tensor(group.layers[0].outputs[0])
-        width = task.tensor(group.layers[-1].outputs[0]).channels
-        shape = f"{scores.rows} tokens → {hidden.channels} → {width}"
-    return LayerEntry(
-        name=group.name,
-        kind=group.kind,
-        role=doing,
-        shape=shape,
-        macs=macs,
-        weight_bytes=sum(e.weight_bytes for e in entries),
-        ideal_cycles=cycles,
-        utilisation=_utilisation(macs, cycles, program.config),
-        instructions=tuple(sorted(n for e in entries for n in e.instructions)),
-        source=first.source,
-    )
+def _evenly_used(expert: Instruction, gate: Instruction) -> Instruction:
+    """An expert's instruction with as many rows as its queue has if all experts have equally many tokens."""
+    assert isinstance(expert, Linear) and isinstance(gate, Linear)
+    return dataclasses.replace(expert, n_rows=layout.ceil_div(expert.n_rows * gate.top_k, gate.experts))
 
 
 def _shape(task: Task, layer: Layer, instructions: list[Instruction]) -> str:
@@ -217,7 +155,7 @@ def _stream_bytes(instruction: Instruction, config: AcceleratorConfig) -> int:
 class TensorEntry:
     """Where a tensor lies, when, and what its integers mean.
 
-    first_word, last_word : of its memory, both inclusive; of the queues, which have no words, token numbers
+    first_word, last_word : of its memory, both inclusive
     written, read : numbers of the first instruction that writes it and the last that needs it
     real_low, real_high : real values that its integers cover
     """
@@ -255,13 +193,14 @@ def tensors(program: Program, task: Task) -> list[TensorEntry]:
 
 def _tensor_entry(t: Tensor, config: AcceleratorConfig, last_use: dict[str, int]) -> TensorEntry:
     first, end = extent(t, Piece(0, t.rows, 0), config)
+    word = config.columns if t.memory == MEMORY_ACTIVATION else config.operand_word_bytes
     written = min(p.instruction for p in t.pieces)
     bits, signed = DTYPES[t.dtype]
     lowest = -(1 << (bits - 1)) if signed else 0
     low, high = ((q - t.zero_point) * t.scale for q in (lowest, lowest + (1 << bits) - 1))
     return TensorEntry(
         t.name, (t.rows, t.channels), t.dtype, t.scale, t.zero_point, low, high, t.memory, first, end - 1,
-        (end - first) * word_bytes(t, config), written, max(last_use.get(t.name, written), written),
+        (end - first) * word, written, max(last_use.get(t.name, written), written),
     )  # fmt: skip
 
 
@@ -314,7 +253,6 @@ class MemoryUse:
     key_value_words: tuple[int, int]
     activation_words: tuple[int, int]
     longest_row: tuple[int, int]  #: bytes in the A tile
-    queue_entries: tuple[int, int]  #: of all experts together
 
 
 def memory_use(program: Program, task: Task) -> MemoryUse:
@@ -326,7 +264,7 @@ def memory_use(program: Program, task: Task) -> MemoryUse:
     entries = tensors(program, task)
     activation = max((t.last_word + 1 for t in entries if t.memory == MEMORY_ACTIVATION), default=0)
     operand = max(
-        (t.last_word + 1 for t in entries if t.memory in (MEMORY_KEY, MEMORY_VALUE)), default=begin.ring_words
+        (t.last_word + 1 for t in entries if t.memory != MEMORY_ACTIVATION), default=begin.ring_words
     )
     rows = [i.length for i in instructions if isinstance(i, Linear)]
     longest = max(rows + [i.n_keys for i in instructions if isinstance(i, Attention)], default=0)
@@ -335,7 +273,6 @@ def memory_use(program: Program, task: Task) -> MemoryUse:
         (operand - begin.ring_words, c.operand_words - begin.ring_words),
         (activation, c.activation_words),
         (longest, c.tile_depth),
-        (max((i.n_rows * i.top_k for i in instructions if isinstance(i, Linear)), default=0), c.queue_entries),
     )
 
 
