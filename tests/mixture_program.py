@@ -65,8 +65,8 @@ class MixtureProgram:
         self.width = layout.ceil_div(shape.width, config.columns) * config.columns
         self.hidden = layout.ceil_div(shape.hidden, config.columns) * config.columns
         self.embed = self._weights(self.width, shape.width, 30.0)
-        self.gate = self._weights(shape.experts, shape.width, 0.4)
-        self.first = [self._weights(self.hidden, shape.width, 1.0) for _ in range(shape.experts)]
+        self.gate = self._weights(shape.experts, shape.width, 100.0)
+        self.first = [self._weights(self.hidden, shape.width, 150.0) for _ in range(shape.experts)]
         self.second = [self._weights(self.width, shape.hidden, 20.0) for _ in range(shape.experts)]
         self.gamma = self.rng.integers(1 << 12, 1 << 13, shape.width)
         self.beta = self.rng.integers(-(1 << 10), 1 << 10, shape.width)
@@ -99,7 +99,7 @@ class MixtureProgram:
         return scores, out
 
     def _first_linear(self) -> Linear:
-        mult, shift = quantise_scale(0.05)
+        mult, shift = quantise_scale(0.02)
         return Linear(
             n_rows=1, src=0, src_stride=0, length=self.shape.width, tiles=1, key_tile=1, value_tile=1, dst=0,
             dst_stride=0, activation=Activation.GELU, mult=mult, shift=shift, zero_point=20, out_type=OutputType.UINT8,

@@ -49,7 +49,7 @@ class Mixture:
         self.rng.shuffle(few)
         if self.rng.random() < 0.1:
             few.append(g._int(0, MAX_EXPERTS - 1))  # perhaps one that the gate does not have
-        if self.rng.random() < 0.1:
+        if self.rng.random() < 0.2:
             few = [int(q) for q in self.rng.choice(self.experts, LONG)]
         for queue in few:
             self._expert(queue)

@@ -297,6 +297,8 @@ class Generator:
     def _finish(self) -> RandomProgram:
         top = self.config.operand_words // 2
         self.ring_words = self._int(self.largest, max(self.largest, min(4 * self.largest, top)))
+        if self.mixtures and self.rng.random() < 0.3:
+            self.ring_words = top
         work = self._with_waits()
         ahead = self._int(1, STREAM_QUEUE_DEPTH)
         program = self._interleaved(work, ahead)
@@ -330,24 +332,25 @@ class Generator:
 
     def _with_waits(self) -> list[Instruction]:
         """The smallest wait of each instruction that the hazard rules allow, sometimes a later one."""
+        suspicion = self.rng.choice([0, 0.5, 1]) if self.mixtures else 0
         order = _Order(self.config, self.ring_words)
         out: list[Instruction] = []
         for done, instruction in enumerate(self.work):
             wait = _smallest_wait(order, order.accesses(instruction, ""))
             if done in self.queued:
                 wait = max(wait, order.queues.done)
-                self._predicate(done, order.queues.done)
+                self._predicate(done, order.queues.done, self.rng.random() < suspicion)
             if self.rng.random() < 0.1:
                 wait = self._int(wait, done)
             out.append(dataclasses.replace(instruction, wait=wait))  # type: ignore[call-arg]
             order.issue(out[-1], done + 1, f"work {done}")
         return out
 
-    def _predicate(self, index: int, gate: int) -> None:
+    def _predicate(self, index: int, gate: int, speculative: bool) -> None:
         """Make the STREAM of a LINEAR over a queue depend on it."""
-        late = self.mixtures and self.rng.random() < 0.1
+        late = self.rng.random() < 0.1
         self.streams[index] = dataclasses.replace(
-            self.streams[index], predicated=1, queue=self.queued[index], speculative=self._int(0, 1),
+            self.streams[index], predicated=1, queue=self.queued[index], speculative=int(speculative),
             wait=self._int(gate, index) if late else gate,
         )  # fmt: skip
 

@@ -6,10 +6,13 @@ import pytest
 from differential.random_program import RandomProgram, random_program
 from moevit.config import CONFIGS
 from moevit.isa.disassemble import disassemble
+from moevit.program import MEMORY_QUEUE
 from moevit.registers import Status
 from moevit.sim.dram import DramModel
-from moevit.sim.isa import IsaSimulator
-from moevit.sim.rtl import OUTPUT_FILL, RawRun, run_raw
+from moevit.sim.experts import gates
+from moevit.sim.isa import IsaSimulator, Memories
+from moevit.sim.pieces import queue_scores
+from moevit.sim.rtl import OUTPUT_FILL, RawRun, Watch, run_raw
 
 DEFAULT_SEEDS = 24
 SLOW_SEEDS = 300  # spread over the configurations
@@ -28,17 +31,26 @@ def memory(seed: int) -> DramModel:
     )
 
 
-def run_both(program: RandomProgram, dram: DramModel) -> tuple[RawRun, np.ndarray, np.ndarray, np.ndarray]:
-    """The RTL's run, and activation memory, K/V memory and output as the instruction-level simulator has them."""
+def run_both(program: RandomProgram, dram: DramModel) -> tuple[RawRun, Memories, list[np.ndarray]]:
+    """The RTL's run, with the queues as each gate retires; and memories and such queues of the other simulator."""
     simulator = IsaSimulator(program.config, program.image, program.instructions, program.output_bytes)
     state = simulator.memories(1)
     state.output[:] = OUTPUT_FILL
-    state = simulator.run(program.inputs, memories=state)
+    retiring = [n for n, i in enumerate(program.instructions) if i.retires]
+    tokens = state.queue.shape[1]
+    watches = [Watch(retiring.index(gate), MEMORY_QUEUE, 0, tokens) for gate in gates(program.instructions)]
+    queues: list[np.ndarray] = []
+
+    def keep(number: int, memories: Memories) -> None:
+        if number in memories.lengths:
+            queues.append(memories.queue.copy())
+
+    state = simulator.run(program.inputs, after=keep, memories=state)
     rtl = run_raw(
         program.config, program.image, program.entry, len(program.instructions), program.inputs,
-        program.output_bytes, memories=True, dram=dram,
+        program.output_bytes, watches=watches, memories=True, dram=dram,
     )  # fmt: skip
-    return rtl, state.activation[0], state.operand[0], state.output[0]
+    return rtl, state, queues
 
 
 def differs(got: np.ndarray, want: np.ndarray, what: str, program: RandomProgram) -> str:
@@ -46,13 +58,16 @@ def differs(got: np.ndarray, want: np.ndarray, what: str, program: RandomProgram
     size = min(got.size, want.size)
     at = int(np.flatnonzero(got[:size] != want[:size])[0])
     columns = program.config.columns
-    listing = "\n".join(f"{n:3} {disassemble(i)}" for n, i in enumerate(program.instructions))
-    return f"{what} byte {at} (word {at // columns}): RTL {got[at]}, isa {want[at]}\n{listing}"
+    return f"{what} byte {at} (word {at // columns}): RTL {got[at]}, isa {want[at]}\n{listing(program)}"
+
+
+def listing(program: RandomProgram) -> str:
+    return "\n".join(f"{n:3} {disassemble(i)}" for n, i in enumerate(program.instructions))
 
 
 def check(config: str, seed: int, length: int = 10) -> None:
     program = random_program(CONFIGS[config], seed, length)
-    rtl, activation, operand, output = run_both(program, memory(seed))
+    rtl, state, queues = run_both(program, memory(seed))
     assert len(rtl.images) == 1
     run = rtl.images[0]
     assert not run.hung, f"hung; retired {run.retired}, counters {run.counters}"
@@ -61,10 +76,17 @@ def check(config: str, seed: int, length: int = 10) -> None:
     assert run.retired == sum(i.retires for i in program.instructions)
     assert rtl.activation is not None
     assert rtl.operand is not None
+    for gate, data, scores in zip(gates(program.instructions), rtl.snapshots, queues, strict=True):
+        got = queue_scores(data)
+        wrong = np.argwhere(got != scores)
+        if wrong.size:
+            at = tuple(wrong[0])
+            where = f"instruction {gate}, token {at[1]}, expert {at[2]}"
+            pytest.fail(f"{where}: RTL {got[at]}, isa {scores[at]}\n{listing(program)}")
     for got, want, what in (
-        (rtl.activation[0], activation, "activation"),
-        (rtl.operand[0], operand, "operand"),
-        (rtl.outputs[0], output, "output"),
+        (rtl.activation[0], state.activation[0], "activation"),
+        (rtl.operand[0], state.operand[0], "operand"),
+        (rtl.outputs[0], state.output[0], "output"),
     ):
         if not np.array_equal(got[: want.size], want):
             pytest.fail(differs(got, want, what, program))

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from differential.random_program import random_program
-from moevit.config import CONFIGS
+from moevit.config import BROUGHT_QUEUE_DEPTH, CONFIGS
 from moevit.isa import Linear, Stream
 from moevit.sim.isa import IsaSimulator, Memories
 
@@ -57,7 +57,7 @@ def test_mixtures_reach_the_corners() -> None:
             for value in (0, 1)]  # fmt: skip
     wanted = [*both, ("order", 1), ("order", 2), *(("top_k", k) for k in range(1, 5))]
     assert min(gates[w] for w in wanted) >= 10, gates
-    assert lead > 10
+    assert lead > BROUGHT_QUEUE_DEPTH
 
 
 def test_programs_without_mixtures() -> None:
