@@ -16,7 +16,7 @@ from moevit.cli.ablate import TECHNIQUES
 MODELS = Path(__file__).parents[1] / "models"
 DENSE = MODELS / "fashion_vit"
 EXPERTS = MODELS / "m3vit"
-HOW = {"rtl", "isa", "reference", "computed"}
+HOW = {"rtl", "isa", "reference", "float", "computed"}
 
 
 def run(folder: Path, *arguments: str) -> Result:
@@ -126,6 +126,7 @@ def test_relu_really_ran_in_the_place_of_gelu(dense: dict[str, Any]) -> None:
     assert set(error) == {"ours", "relu"}
     assert error["relu"] > 2 * error["ours"]
     assert set(values(dense, "activation", "top1")) == {"ours", "relu"}
+    assert dense["techniques"]["activation"]["details"]["float_top1"]["how"] == "float"
     assert dense["techniques"]["activation"]["subject"].startswith("4 LINEARs with GELU")
 
 
@@ -155,6 +156,13 @@ def test_it_prints_tables_and_draws(tmp_path: Path) -> None:
         assert picture.width == 1350
         assert np.asarray(picture.convert("L")).std() > 10
     assert "passes over the scores" in (folder / "ablation.svg").read_text()
+
+
+def test_nothing_applicable_is_an_answer_too(tmp_path: Path) -> None:
+    done = run(tmp_path, "--only", "experts", "--limit", "1")
+    assert done.exit_code == 0, done.output
+    assert "Expert by expert: not applicable, the model has no experts" in done.stdout
+    assert (tmp_path / "ablation.png").exists()
 
 
 def test_a_way_that_differs_is_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,17 +68,20 @@ def run(subject: Subject) -> Technique:
         sizes = (make(x, want, kind, reach, index) for index in range(TABLE_INDEX_WIDTH, full))
         good = next((t for t in sizes if t["max_error"].value <= worst * 1.01), None)
         ways.append((key, label, good or make(x, want, kind, reach, full)))
-    ways.append(("relu", "ReLU in its place", _errors(np.maximum(x, 0) / (1 << FRACTION), want, How.REFERENCE)
-                 | _size(0, 0)))  # fmt: skip
+    relu = activate(x, Activation.RELU) / (1 << FRACTION)
+    ways.append(("relu", "ReLU in its place", _errors(relu, want, How.REFERENCE) | _size(0, 0)))
     without = _with_relu(subject, kind)
     changed = sum(isinstance(i, Linear) and i.activation == kind for i in subject.instructions)
+    details: dict[str, Figure] = {}
     for number, program in ((0, subject.program), (len(ways) - 1, without)):
-        subject.progress(f"activation: {len(subject.inputs)} inputs, {ways[number][1]}")
         key, label, figures = ways[number]
-        ways[number] = (key, label, figures | _model_figures(subject, program))
+        subject.progress(f"activation: {len(subject.inputs)} inputs, {label}")
+        mine, floats = _model_figures(subject, program)
+        ways[number] = (key, label, figures | mine)
+        details |= {f"float_{name}": figure for name, figure in floats.items()}
     return Technique(
         KEY, f"{TITLE}: {kind.name}", f"{changed} LINEARs with {kind.name}, {len(subject.inputs)} inputs",
-        tuple(Way(key, label, figures, ours=key == "ours") for key, label, figures in ways), notes=NOTES,
+        tuple(Way(key, label, figures, ours=key == "ours") for key, label, figures in ways), details, NOTES,
     )  # fmt: skip
 
 
@@ -140,25 +143,32 @@ def _with_relu(subject: Subject, kind: Activation) -> Program:
     return patched(subject.program, subject.task, changed)
 
 
-def _model_figures(subject: Subject, program: Program) -> dict[str, Figure]:
-    """A program's outputs on all inputs beside the float model's, and the truth where it is known."""
+def _model_figures(subject: Subject, program: Program) -> tuple[dict[str, Figure], dict[str, Figure]]:
+    """A program's outputs on all inputs beside the float model's and, where it is known, the truth; and how near the
+    float model comes to that."""
     task = program.tasks[0]
     result = simulate(program, subject.inputs, backend="isa")
-    out: dict[str, Figure] = {}
+    mine: dict[str, Figure] = {}
+    floats: dict[str, Figure] = {}
     for y in task.outputs:
-        got, want = result.outputs[y.name], subject.floats[y.name]
-        found = {"model_error": metrics.distance(got, want)["relative_rms_err"]}
-        extra = subject.inputs.extra
+        got, want, extra = result.outputs[y.name], subject.floats[y.name], subject.inputs.extra
+        found: dict[str, float] = {}
         labels = extra.get("labels")
         if got.ndim == 2 and got.shape[1] > 1 and labels is not None and labels.shape == (len(got),):
-            found["top1"] = metrics.classification(got, want, labels)["top1_int8"]
+            found |= metrics.classification(got, want, labels)
         target = extra.get(y.name, extra.get("targets") if len(task.outputs) == 1 else None)
         if target is not None:
-            scored = metrics.against_target(got, want, target)
-            found |= {k.removesuffix("_int8"): v for k, v in scored.items() if k.endswith("_int8")}
+            found |= metrics.against_target(got, want, target)
         prefix = "" if len(task.outputs) == 1 else f"{y.name}_"
-        out |= {prefix + k: Figure(v, _UNITS.get(k, ""), How.ISA) for k, v in found.items()}
-    return out
+        error = metrics.distance(got, want)["relative_rms_err"]
+        mine[f"{prefix}model_error"] = Figure(error, "relative RMS", How.ISA)
+        for name, value in found.items():
+            figure, _, of = name.rpartition("_")
+            if of == "int8":
+                mine[prefix + figure] = Figure(value, _UNITS[figure], How.ISA)
+            elif of == "float":
+                floats[prefix + figure] = Figure(value, _UNITS[figure], How.FLOAT)
+    return mine, floats
 
 
-_UNITS = {"model_error": "relative RMS", "top1": "share right", "miou": "mean IoU", "rmse": "output units"}
+_UNITS = {"top1": "share right", "miou": "mean IoU", "rmse": "output units"}

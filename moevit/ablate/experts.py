@@ -18,7 +18,7 @@ NOTES = (
     "All ways are the same model compiled with other numbers of tokens routed before the experts run; the queues are "
     "emptied in between. Expert bytes are counted on the bus: weights and parameters of the experts' STREAMs.",
     "Experts with a queue that is empty are skipped in all ways. Fetching weights before the gate has decided is "
-    "switched off, also for the machine's own way, which would otherwise be faster and read more.",
+    "switched off, also for the machine's own way, which otherwise waits less and may read what no token needs.",
 )
 
 

@@ -12,7 +12,7 @@ from moevit.ablate.show import text
 _OURS, _PLAIN, _INK, _FAINT = "#0072b2", "#e69f00", "#222222", "#d9dde1"
 
 WIDTH = 9.0  #: inches
-_ROW, _HEAD, _TOP, _BOTTOM = 0.24, 0.64, 0.5, 0.4  # inches: a bar, a technique's title, page title, legend
+_ROW, _HEAD, _TOP, _BOTTOM = 0.24, 0.5, 0.46, 0.36  # inches: a bar, a technique's title, page title, legend
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ PANELS = {
     "activation": (
         _Panel("max_error", "largest absolute error (log)", log=True),
         _Panel("table_bits", "bits of the table (log)", log=True),
-        _Panel("model_error", "relative RMS error, model's output"),
+        _Panel("model_error", "relative RMS error of the output"),
     ),
     "unified": (
         _Panel("multipliers", "multiply-accumulates a cycle"),
@@ -81,8 +81,9 @@ def draw(paths: Sequence[Path], techniques: Sequence[Technique], subject: str) -
 
 def _technique(page: Any, technique: Technique, top: float, high: float, height: float) -> None:
     """A technique's row: title, labels of the ways, panels."""
-    page.text(0.02, (top - 0.15) / height, technique.title, fontsize=9.5, weight="bold", color=_INK, va="center")
-    bottom, bars = (top - high + 0.12) / height, _ROW * len(technique.ways) / height
+    bottom, bars = (top - high + 0.1) / height, _ROW * len(technique.ways) / height
+    page.text(0.02, bottom + bars + 0.05 / height, technique.title, fontsize=10, weight="bold", color=_INK)
+    page.add_artist(_line(0.02, 0.985, (top - 0.03) / height))
     left, gap, right = 0.31, 0.02, 0.985
     panels = PANELS[technique.key]
     width = (right - left - gap * (len(panels) - 1)) / len(panels)
@@ -93,6 +94,12 @@ def _technique(page: Any, technique: Technique, top: float, high: float, height:
             axes.set_yticks(range(len(technique.ways)), [way.label for way in technique.ways])
             for label, way in zip(axes.get_yticklabels(), technique.ways, strict=True):
                 label.set(color=_INK, weight="bold" if way.ours else "normal", fontsize=8)
+
+
+def _line(left: float, right: float, y: float) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D((left, right), (y, y), color=_FAINT, linewidth=0.8)
 
 
 def _draw(axes: Any, panel: _Panel, ways: Sequence[Way]) -> None:

@@ -11,6 +11,7 @@ class How(enum.StrEnum):
     RTL = "rtl"  #: counted while the Verilog ran
     ISA = "isa"  #: from values that the instruction-level simulator computed, which are the machine's
     REFERENCE = "reference"  #: from values that NumPy computed on the model's own integer tensors
+    FLOAT = "float"  #: from values that onnxruntime computed with the float model
     COMPUTED = "computed"  #: worked out; what is assumed is stated
 
 
@@ -45,7 +46,7 @@ class Technique:
     """The ways of one technique.
 
     subject : what they were tried on
-    details : figures of the machine's way that have no counterpart in the others
+    details : figures that belong to no way
     notes : what is assumed, and whom it favours
     checks : what had to be equal, and whether it was
     reason : why it is not applicable to this model, else empty

@@ -25,14 +25,17 @@ NAMES = {
     "top1": "top-1",
     "miou": "mean IoU",
     "rmse": "RMSE",
+    "float_top1": "float model's top-1",
+    "float_miou": "float model's mean IoU",
+    "float_rmse": "float model's RMSE",
     "multipliers": "multipliers",
     "idle": "idle",
     "expert_bytes": "expert bytes",
 }
-MARKS = {How.RTL: "r", How.ISA: "i", How.REFERENCE: "n", How.COMPUTED: "c"}
+MARKS = {How.RTL: "r", How.ISA: "i", How.REFERENCE: "n", How.FLOAT: "f", How.COMPUTED: "c"}
 LEGEND = (
     "*: the machine's way. r: counted on the RTL, i: instruction-level simulator, n: NumPy on the model's integers, "
-    "c: computed"
+    "f: onnxruntime, c: computed"
 )
 
 LABEL_WIDTH = 46
@@ -72,6 +75,9 @@ def table(technique: Technique) -> Iterator[str]:
         label = ("* " if way.ours else "  ") + way.label
         columns = "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
         yield f"  {label:{LABEL_WIDTH}}  {columns}".rstrip()
+    if technique.details:
+        details = ", ".join(f"{name(key)} {text(f)} {MARKS[f.how]}" for key, f in technique.details.items())
+        yield from textwrap.wrap(details, WIDTH, initial_indent="  ", subsequent_indent="  ")
     failed = [what for what, holds in technique.checks.items() if not holds]
     if technique.checks:
         count = len(technique.checks)
