@@ -1,7 +1,7 @@
 """The program container: one file, no code in it, every size and offset checked before use.
 
 Layout (little-endian): 8 bytes magic, u32 header bytes, u64 image bytes, 32 bytes SHA-256 of header and image,
-the header (JSON), the image. A file that is truncated, longer, altered or inconsistent is refused.
+the header (JSON, deflated), the image. A file that is truncated, longer, altered or inconsistent is refused.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import os
 import struct
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,9 @@ from moevit.program import (
 )
 from moevit.schema import from_json, to_json
 
-MAGIC = b"MOEVIT\x00\x01"
+MAGIC = b"MOEVIT\x00\x02"
 _PREFIX = struct.Struct("<8sIQ32s")
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 64 << 20  #: before compression
 MAX_IMAGE_BYTES = 4 << 30
 MAX_BUFFER_BYTES = 1 << 30
 MAX_ELEMENTS = 1 << 28  #: of one tensor
@@ -53,8 +54,9 @@ def dumps(program: Program) -> bytes:
         _Header(program.tasks, program.sources, program.shared_bytes)
     )
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    digest = hashlib.sha256(text + program.image).digest()
-    return _PREFIX.pack(MAGIC, len(text), len(program.image), digest) + text + program.image
+    packed = zlib.compress(text, 9)
+    digest = hashlib.sha256(packed + program.image).digest()
+    return _PREFIX.pack(MAGIC, len(packed), len(program.image), digest) + packed + program.image
 
 
 def save(program: Program, path: Path) -> None:
@@ -100,8 +102,8 @@ def loads(data: bytes) -> Program:
     if hashlib.sha256(body).digest() != digest:
         raise ContainerError("damaged: the checksum does not fit")
     try:
-        fields = json.loads(bytes(body[:header_bytes]))
-    except (ValueError, RecursionError) as error:
+        fields = json.loads(_inflate(bytes(body[:header_bytes])))
+    except (ValueError, RecursionError, zlib.error) as error:
         raise ContainerError("the header is not JSON") from error
     if not isinstance(fields, dict) or "config" not in fields:
         raise ContainerError("the header holds no configuration")
@@ -113,6 +115,15 @@ def loads(data: bytes) -> Program:
     program = Program(config, header.tasks, header.sources, bytes(body[header_bytes:]), header.shared_bytes)
     validate(program)
     return program
+
+
+def _inflate(packed: bytes) -> bytes:
+    """The header's text. Raises ValueError for one that is longer than any header, zlib.error for nonsense."""
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(packed, MAX_HEADER_BYTES)
+    if not inflate.eof or inflate.unused_data:
+        raise ValueError("truncated, too long, or followed by something")
+    return text
 
 
 def _require(condition: bool, what: str, where: str) -> None:
@@ -172,8 +183,12 @@ def _validate_task(program: Program, task: Task) -> None:
         t = tensors[y.tensor]
         size = y.rows * y.channels
         _require(0 < y.rows <= t.rows and 0 < y.channels <= t.channels, "larger than its tensor", here)
-        _require(_product(y.shape) == (len(y.order) or size), "bad shape", here)
-        _require(all(0 <= n < size for n in y.order), "bad order", here)
+        for walk in y.order:
+            _require(len(walk.extents) == len(walk.strides) and all(e > 0 for e in walk.extents), "bad order", here)
+            first, last = walk.bounds()
+            _require(0 <= first and last < size, "bad order", here)
+        count = sum(_product(walk.extents) for walk in y.order) if y.order else size
+        _require(_product(y.shape) == count, "bad shape", here)
         _require(t.memory == MEMORY_ACTIVATION, "not in the activation memory", here)
         extent = t.rows * t.stride * program.config.columns
         _require(y.offset >= 0 and y.offset + extent <= task.output_bytes, "outside the buffer", here)

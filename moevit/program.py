@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from moevit.config import AcceleratorConfig
 from moevit.isa import INSTRUCTION_BYTES, Instruction, decode_program
+from moevit.order import Walk
 
 MEMORY_ACTIVATION = "activation"
 MEMORY_KEY = "key"
@@ -109,7 +110,7 @@ class Output:
     shape: tuple[int, ...]
     rows: int
     channels: int
-    order: tuple[int, ...]
+    order: tuple[Walk, ...]
     tensor: str
     offset: int
 

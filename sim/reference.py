@@ -13,6 +13,7 @@ from moevit.numerics.fixed import requantise, saturate
 from moevit.numerics.matmul import int_matmul
 from moevit.numerics.post import finish
 from moevit.numerics.route import RouteOrder, route
+from moevit.order import indices
 from moevit.program import DTYPES, Layer, Program, Task
 from moevit.sim.experts import entries
 
@@ -236,4 +237,4 @@ def decode_output(task: Task, name: str, values: NDArray) -> NDArray[np.float32]
     t = task.tensor(output.tensor)
     real = (values[:, : output.rows, : output.channels].astype(np.float32) - t.zero_point) * np.float32(t.scale)
     flat = real.reshape(len(values), -1)
-    return (flat[:, list(output.order)] if output.order else flat).reshape(len(values), *output.shape)
+    return (flat[:, indices(output.order)] if output.order else flat).reshape(len(values), *output.shape)

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,9 @@ def rebuilt(data: bytes, change) -> bytes:
     """The container with its header changed and its checksum made right again: a hostile file, not a damaged one."""
     header_bytes, image_bytes = struct.unpack_from("<IQ", data, 8)
     body = data[52:]
-    header = json.loads(body[:header_bytes])
+    header = json.loads(zlib.decompress(body[:header_bytes]))
     header = change(header) or header
-    text = json.dumps(header).encode()
+    text = zlib.compress(json.dumps(header).encode())
     image = body[header_bytes:]
     digest = hashlib.sha256(text + image).digest()
     return struct.pack("<8sIQ32s", container.MAGIC, len(text), image_bytes, digest) + text + image
@@ -98,7 +99,15 @@ HOSTILE = {
     "config of other hardware": lambda h: h["config"].update(operand_words=2048),
     "layer names": lambda h: h["tasks"][0]["layers"][0].update(inputs=["nothing"]),
     "layer instruction": lambda h: h["tasks"][0]["layers"][-1].update(instructions=[10**6]),
-    "output order": lambda h: h["tasks"][0]["outputs"][0].update(order=[-1] * 10),
+    "walk of unequal lengths": lambda h: h["tasks"][0]["outputs"][0].update(
+        order=[{"first": 0, "extents": [2, 5], "strides": [1]}]
+    ),
+    "walk without end": lambda h: h["tasks"][0]["outputs"][0].update(
+        order=[{"first": 0, "extents": [1 << 70], "strides": [0]}]
+    ),
+    "output order": lambda h: h["tasks"][0]["outputs"][0].update(
+        order=[{"first": -1, "extents": [10], "strides": [1]}]
+    ),
     "output shape": lambda h: h["tasks"][0]["outputs"][0].update(shape=[1 << 40]),
     "not an object": lambda h: [1, 2],
 }
@@ -122,7 +131,7 @@ def test_random_header_changes_raise_no_other_error(data: bytes) -> None:
             yield from integers(value, (*path, key))
 
     header_bytes = struct.unpack_from("<I", data, 8)[0]
-    paths = list(integers(json.loads(data[52 : 52 + header_bytes])))
+    paths = list(integers(json.loads(zlib.decompress(data[52 : 52 + header_bytes]))))
     values = [-1, 0, 1, 63, 255, 1 << 16, 1 << 31, 1 << 63, 10**30]
     for _ in range(150):
         path, value = paths[rng.integers(len(paths))], values[rng.integers(len(values))]
@@ -136,11 +145,21 @@ def test_random_header_changes_raise_no_other_error(data: bytes) -> None:
             container.loads(rebuilt(data, change))
 
 
-def test_deeply_nested_header_is_refused(data: bytes) -> None:
-    text = b"[" * 100_000
-    digest = hashlib.sha256(text).digest()
-    with pytest.raises(ContainerError):
-        container.loads(struct.pack("<8sIQ32s", container.MAGIC, len(text), 0, digest) + text)
+@pytest.mark.parametrize(
+    "packed",
+    [
+        zlib.compress(b"[" * 100_000),
+        zlib.compress(b" " * (container.MAX_HEADER_BYTES + 1)),
+        zlib.compress(b"{}")[:-1],
+        zlib.compress(b"{}") + b"x",
+        b"{}",
+    ],
+    ids=["nested", "a bomb", "truncated", "more behind it", "not deflated"],
+)
+def test_other_headers_are_refused(packed: bytes) -> None:
+    digest = hashlib.sha256(packed).digest()
+    with pytest.raises(ContainerError, match="header"):
+        container.loads(struct.pack("<8sIQ32s", container.MAGIC, len(packed), 0, digest) + packed)
 
 
 def test_missing_file_and_folder_are_clear(program: Program, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from moevit.errors import AllocationError
 from moevit.isa import Attention, DmaIn, DmaOut, Linear, OutputType
 from moevit.isa.formats import BLOCK_BYTES, DmaSource
 from moevit.numerics.activation import Activation
+from moevit.order import walks
 from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Input, Output, Task, Tensor
 
 
@@ -257,7 +258,7 @@ class Emitter:
             rows, channels = self.stages.graph.tensors[o.tensor]
             words = t.rows * t.stride
             self.draft.issue(DmaOut(wait=place.ready, src=t.addr, words=words, offset=offset))
-            order = () if o.order is None else tuple(int(i) for i in o.order)
+            order = () if o.order is None else walks(o.order)
             out.append(Output(o.name, o.model_shape, rows, channels, order, t.name, offset))
             offset += words * columns
             offset += -offset % BLOCK_BYTES
