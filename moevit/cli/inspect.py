@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from moevit.cli import listing
+from moevit.cli.groups import first_to_last
 from moevit.cli.output import Output, json_command
 from moevit.program import Program, Task
 
@@ -138,11 +139,14 @@ def _say_memory(output: Output, program: Program, task: Task) -> None:
         f"          operand memory: words 0 … {use.ring_words - 1:,} weight ring, then K and V, {used:,} of "
         f"{there:,} words"
     )
+    used, there = use.queue_entries
+    if used:
+        output.say(f"          experts' queues {used:,} of {there:,} entries at most")
     output.say(f"          longest row {use.longest_row[0]:,} of {use.longest_row[1]:,} bytes")
 
 
 def _say_layers(output: Output, program: Program, task: Task) -> None:
-    entries = listing.layers(program, task)
+    entries = listing.grouped_layers(program, task)
     rows = [
         (
             e.name, e.role, e.shape, _count(e.macs), _count(e.weight_bytes), _count(e.ideal_cycles),
@@ -167,16 +171,25 @@ def _span(numbers: tuple[int, ...]) -> str:
 
 
 def _say_tensors(output: Output, program: Program, task: Task) -> None:
-    rows = [
-        (
-            t.name, f"{t.shape[0]}×{t.shape[1]}", t.dtype, f"{t.scale:.5g}", str(t.zero_point),
-            f"{t.real_low:.4g} … {t.real_high:.4g}", t.memory, f"{t.first_word} … {t.last_word}",
-            f"{t.written} … {t.read}",
-        )
-        for t in listing.tensors(program, task)
-    ]  # fmt: skip
+    groups: dict[tuple[bool, str], list[listing.TensorEntry]] = {}
+    for t in listing.tensors(program, task):
+        groups.setdefault((bool(t.gate), t.gate or t.name), []).append(t)
     head = ("tensor", "shape", "type", "scale", "zero", "covers", "memory", "words", "live")
-    _table(output, head, rows, right=(1, 3, 4))
+    _table(output, head, [_tensor_row(group) for group in groups.values()], right=(1, 3, 4))
+
+
+def _tensor_row(group: Sequence[listing.TensorEntry]) -> tuple[str, ...]:
+    """A line of the tensors table: of one tensor, or of the hidden rows of all experts of a gate."""
+    t = group[0]
+    low, high = min(x.real_low for x in group), max(x.real_high for x in group)
+    scales, zeros = {f"{x.scale:.5g}" for x in group}, {str(x.zero_point) for x in group}
+    first, last = min(x.first_word for x in group), max(x.last_word for x in group)
+    return (
+        first_to_last([x.name for x in group]), f"{t.shape[0]}×{t.shape[1]}", t.dtype,
+        scales.pop() if len(scales) == 1 else "by expert", zeros.pop() if len(zeros) == 1 else "",
+        f"{low:.4g} … {high:.4g}", t.memory, f"{first} … {last}",
+        f"{min(x.written for x in group)} … {max(x.read for x in group)}",
+    )  # fmt: skip
 
 
 def _table(

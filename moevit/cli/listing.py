@@ -3,12 +3,12 @@
 Everything here comes from a `Program` alone; nothing is executed.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moevit import layout
+from moevit.cli.groups import EXPERTS, Group, group_layers
 from moevit.config import AcceleratorConfig
 from moevit.isa import (
     INSTRUCTION_BYTES,
@@ -24,15 +24,29 @@ from moevit.isa import (
 from moevit.isa.disassemble import disassemble
 from moevit.isa.formats import BLOCK_BYTES, DmaSource
 from moevit.numerics.activation import Activation
-from moevit.program import DTYPES, MEMORY_ACTIVATION, Layer, Piece, Program, Task, Tensor
-from moevit.sim.pieces import extent
+from moevit.program import (
+    DTYPES,
+    MEMORY_ACTIVATION,
+    MEMORY_KEY,
+    MEMORY_QUEUE,
+    MEMORY_VALUE,
+    Layer,
+    Piece,
+    Program,
+    Task,
+    Tensor,
+)
+from moevit.sim.pieces import extent, word_bytes
+
+ENTRY_BYTES = 4  #: of a queue: token and score
 
 
 def ideal_cycles(instruction: Instruction, config: AcceleratorConfig) -> int:
     """Cycles that the array spends on an instruction when nothing makes it wait.
 
     A tile takes a cycle per step, but no fewer cycles than its rows need to drain, nor than POST needs to
-    write a tile of K. Zero for everything that the array has no part in.
+    write a tile of K. Zero for everything that the array has no part in. Of an expert, as many as if all tokens
+    were its own.
     """
     c = config
     if isinstance(instruction, Linear):
@@ -98,34 +112,83 @@ class LayerEntry:
 def layers(program: Program, task: Task) -> list[LayerEntry]:
     """The layers table, in the order of execution."""
     instructions = program.instructions(task)
-    gates = {layer.outputs[0]: instructions[layer.instructions[0]] for layer in task.layers if layer.kind == "route"}
-    out = []
+    tokens = _expert_tokens(task, instructions)
+    return [_layer_entry(program, task, layer, instructions, tokens) for layer in task.layers]
+
+
+def _layer_entry(
+    program: Program, task: Task, layer: Layer, instructions: list[Instruction], tokens: dict[str, int]
+) -> LayerEntry:
+    config = program.config
+    work = [instructions[i] for i in layer.instructions]
+    if layer.kind in ("gather", "scatter"):
+        mean = tokens[layer.inputs[1]]
+        work = [replace(i, n_rows=min(mean, i.n_rows)) for i in work if isinstance(i, Linear)]
+    cycles = sum(ideal_cycles(i, config) for i in work)
+    return LayerEntry(
+        name=layer.name,
+        kind=layer.kind,
+        role=role(layer, instructions),
+        shape=_shape(task, layer, instructions),
+        macs=layer.macs,
+        weight_bytes=sum(_stream_bytes(instructions[s], config) for s in layer.streams),
+        ideal_cycles=cycles,
+        utilisation=_utilisation(layer.macs, cycles, config),
+        instructions=layer.instructions,
+        source=tuple(dict.fromkeys(layer.source)),
+    )
+
+
+def _utilisation(macs: int, cycles: int, config: AcceleratorConfig) -> float | None:
+    return macs / (cycles * config.macs_per_cycle) if cycles else None
+
+
+def _expert_tokens(task: Task, instructions: list[Instruction]) -> dict[str, int]:
+    """By the name of a gate's scores: tokens of an expert if all have equally many."""
+    out: dict[str, int] = {}
     for layer in task.layers:
-        works = [instructions[i] for i in layer.instructions]
-        if layer.kind in ("gather", "scatter"):
-            works = [_evenly_used(work, gates[layer.inputs[1]]) for work in works]
-        cycles = sum(ideal_cycles(work, program.config) for work in works)
-        out.append(
-            LayerEntry(
-                name=layer.name,
-                kind=layer.kind,
-                role=role(layer, instructions),
-                shape=_shape(task, layer, instructions),
-                macs=layer.macs,
-                weight_bytes=sum(_stream_bytes(instructions[s], program.config) for s in layer.streams),
-                ideal_cycles=cycles,
-                utilisation=layer.macs / (cycles * program.config.macs_per_cycle) if cycles else None,
-                instructions=layer.instructions,
-                source=tuple(dict.fromkeys(layer.source)),
-            )
-        )
+        if layer.kind == "route":
+            gate = instructions[layer.instructions[0]]
+            assert isinstance(gate, Linear)
+            tokens = layout.ceil_div(layer.rows * gate.top_k, gate.experts)
+            out[layer.outputs[0]] = max(out.get(layer.outputs[0], 0), tokens)
     return out
 
 
-def _evenly_used(expert: Instruction, gate: Instruction) -> Instruction:
-    """An expert's instruction with as many rows as its queue has if all experts have equally many tokens."""
-    assert isinstance(expert, Linear) and isinstance(gate, Linear)
-    return dataclasses.replace(expert, n_rows=layout.ceil_div(expert.n_rows * gate.top_k, gate.experts))
+def grouped_layers(program: Program, task: Task) -> list[LayerEntry]:
+    """The layers table for people: a line for all experts of a gate."""
+    entries = {entry.name: entry for entry in layers(program, task)}
+    return [
+        _merged(program, task, group, [entries[layer.name] for layer in group.layers])
+        for group in group_layers(task)
+    ]
+
+
+def _merged(program: Program, task: Task, group: Group, entries: list[LayerEntry]) -> LayerEntry:
+    if len(entries) == 1:
+        return entries[0]
+    macs, cycles = sum(e.macs for e in entries), sum(e.ideal_cycles for e in entries)
+    first, shape = entries[0], entries[0].shape
+    doing = first.role
+    if group.kind == EXPERTS:
+        parts = [part for e in entries for part in e.role.replace("expert", "experts").split(" + ")]
+        doing = " + ".join(dict.fromkeys(parts))
+        scores = task.tensor(group.layers[0].inputs[1])
+        hidden = task.tensor(group.layers[0].outputs[0])
+        width = task.tensor(group.layers[-1].outputs[0]).channels
+        shape = f"{scores.rows} tokens → {hidden.channels} → {width}"
+    return LayerEntry(
+        name=group.name,
+        kind=group.kind,
+        role=doing,
+        shape=shape,
+        macs=macs,
+        weight_bytes=sum(e.weight_bytes for e in entries),
+        ideal_cycles=cycles,
+        utilisation=_utilisation(macs, cycles, program.config),
+        instructions=tuple(sorted(n for e in entries for n in e.instructions)),
+        source=first.source,
+    )
 
 
 def _shape(task: Task, layer: Layer, instructions: list[Instruction]) -> str:
@@ -155,9 +218,10 @@ def _stream_bytes(instruction: Instruction, config: AcceleratorConfig) -> int:
 class TensorEntry:
     """Where a tensor lies, when, and what its integers mean.
 
-    first_word, last_word : of its memory, both inclusive
+    first_word, last_word : of its memory, both inclusive; of the queues, which have no words, token numbers
     written, read : numbers of the first instruction that writes it and the last that needs it
     real_low, real_high : real values that its integers cover
+    gate, expert : whose tokens its rows are, if they are an expert's
     """
 
     name: str
@@ -173,6 +237,8 @@ class TensorEntry:
     bytes: int
     written: int
     read: int
+    gate: str
+    expert: int
 
 
 def tensors(program: Program, task: Task) -> list[TensorEntry]:
@@ -187,20 +253,26 @@ def tensors(program: Program, task: Task) -> list[TensorEntry]:
         for number, copy in copies:
             if copy.offset == output.offset:
                 last_use[output.tensor] = max(last_use.get(output.tensor, 0), number)
-    out = [_tensor_entry(t, program.config, last_use) for t in task.tensors if t.pieces]
+    out = [_tensor_entry(t, program.config, last_use, instructions) for t in task.tensors if t.pieces]
     return sorted(out, key=lambda t: (t.written, t.name))
 
 
-def _tensor_entry(t: Tensor, config: AcceleratorConfig, last_use: dict[str, int]) -> TensorEntry:
+def _tensor_entry(
+    t: Tensor, config: AcceleratorConfig, last_use: dict[str, int], instructions: list[Instruction]
+) -> TensorEntry:
     first, end = extent(t, Piece(0, t.rows, 0), config)
-    word = config.columns if t.memory == MEMORY_ACTIVATION else config.operand_word_bytes
+    size = (end - first) * word_bytes(t, config)
+    if t.memory == MEMORY_QUEUE:
+        gate = instructions[t.pieces[0].instruction]
+        assert isinstance(gate, Linear)
+        size = t.rows * gate.top_k * ENTRY_BYTES
     written = min(p.instruction for p in t.pieces)
     bits, signed = DTYPES[t.dtype]
     lowest = -(1 << (bits - 1)) if signed else 0
     low, high = ((q - t.zero_point) * t.scale for q in (lowest, lowest + (1 << bits) - 1))
     return TensorEntry(
         t.name, (t.rows, t.channels), t.dtype, t.scale, t.zero_point, low, high, t.memory, first, end - 1,
-        (end - first) * word, written, max(last_use.get(t.name, written), written),
+        size, written, max(last_use.get(t.name, written), written), t.gate, t.expert,
     )  # fmt: skip
 
 
@@ -253,6 +325,7 @@ class MemoryUse:
     key_value_words: tuple[int, int]
     activation_words: tuple[int, int]
     longest_row: tuple[int, int]  #: bytes in the A tile
+    queue_entries: tuple[int, int]  #: of all experts together
 
 
 def memory_use(program: Program, task: Task) -> MemoryUse:
@@ -264,7 +337,7 @@ def memory_use(program: Program, task: Task) -> MemoryUse:
     entries = tensors(program, task)
     activation = max((t.last_word + 1 for t in entries if t.memory == MEMORY_ACTIVATION), default=0)
     operand = max(
-        (t.last_word + 1 for t in entries if t.memory != MEMORY_ACTIVATION), default=begin.ring_words
+        (t.last_word + 1 for t in entries if t.memory in (MEMORY_KEY, MEMORY_VALUE)), default=begin.ring_words
     )
     rows = [i.length for i in instructions if isinstance(i, Linear)]
     longest = max(rows + [i.n_keys for i in instructions if isinstance(i, Attention)], default=0)
@@ -273,6 +346,7 @@ def memory_use(program: Program, task: Task) -> MemoryUse:
         (operand - begin.ring_words, c.operand_words - begin.ring_words),
         (activation, c.activation_words),
         (longest, c.tile_depth),
+        (max((i.n_rows * i.top_k for i in instructions if isinstance(i, Linear)), default=0), c.queue_entries),
     )
 
 
