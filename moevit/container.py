@@ -186,7 +186,7 @@ def _validate_task(program: Program, task: Task) -> None:
         for walk in y.order:
             _require(len(walk.extents) == len(walk.strides) and all(e > 0 for e in walk.extents), "bad order", here)
             first, last = walk.bounds()
-            _require(0 <= first and last < size, "bad order", here)
+            _require(first >= 0 and last < size, "bad order", here)
         count = sum(_product(walk.extents) for walk in y.order) if y.order else size
         _require(_product(y.shape) == count, "bad shape", here)
         _require(t.memory == MEMORY_ACTIVATION, "not in the activation memory", here)
