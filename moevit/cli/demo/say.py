@@ -63,7 +63,7 @@ def experts(output: Output, tasks: Sequence[tuple[str, list[Usage], "Result"]], 
 def runs(output: Output, made: Sequence[Run], tasks: Sequence[TaskReport]) -> None:
     """The machine's runs, in their order."""
     first = tasks[0].rtl
-    output.say(f"rtl, {len(made)} runs of the Verilog, the tasks in turns, DRAM with {first.dram}:")
+    output.say(f"rtl, {len(made)} runs of the Verilog, each from reset, the tasks in turns, DRAM with {first.dram}:")
     output.say(f"  {'scene':>5}  {'task':7}{'cycles':>9}{f'ms at {first.clock_mhz:g} MHz':>16}")
     for run in made:
         output.say(f"  {run.scene:5}  {run.task:7}{run.cycles:9,}{run.milliseconds:16.3f}")
