@@ -197,7 +197,7 @@ class Sequencer(wiring.Component):
         credits, routed = Signal(range(GATE_CREDITS + 1), init=GATE_CREDITS), Signal()
         m.d.comb += routed.eq(issue & opens_gate)
         m.d.sync += credits.eq(credits + self.route_freed - routed)
-        with m.If(routed):
+        with m.If(issue & ~load):  # a pass of one step ends in the cycle in which it takes its credit
             m.d.sync += opens_gate.eq(0)
         # A tile of K takes POST C/K cycles to write, however few its rows are.
         draining, spacing = Signal(len(job.rows)), Signal(len(job.rows))

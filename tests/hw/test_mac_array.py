@@ -435,6 +435,15 @@ def test_a_skip_waits_for_its_weights():
     assert simulate(work, late=0.5).counts["ring"] > 40
 
 
+def test_gates_of_one_step():
+    """A row tile may take its credit in the cycle in which the next one comes."""
+    work = Work(TINY, 64, np.random.default_rng(9))
+    for n_rows in (24, 2, 9):
+        work.linear(n_rows, 4, 1, gate=True)
+        work.linear(0, 4, 1)
+    simulate(work, late=0.0, route_delay=40)
+
+
 def test_a_gate_waits_for_room():
     """Two row tiles go ahead of POST's gate; each waits before its first step, and nothing else does."""
     work = Work(TINY, 64, np.random.default_rng(8))
