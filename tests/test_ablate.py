@@ -87,6 +87,7 @@ def test_every_figure_says_what_it_is(dense: dict[str, Any]) -> None:
     assert list(dense["techniques"]) == list(TECHNIQUES)
     assert dense["images"] == 8
     assert dense["config"] == "tiny"
+    assert dense["dram"]["bytes_per_cycle"] == 32
     check_shape(dense)
 
 

@@ -75,6 +75,7 @@ def command(
 
     from moevit.ablate.plot import draw
     from moevit.ablate.show import LEGEND, table
+    from moevit.sim.dram import DramModel
 
     with output.progress("compiling", None):
         subject = _subject(model, config, calibration, inputs, limit)
@@ -94,12 +95,14 @@ def command(
         for what, holds in technique.checks.items():
             if not holds:
                 output.fail(f"{technique.key}, {what}: no")
+    dram = DramModel.default(config)
     files = {kind: folder / name for kind, name in FILES.items()}
     result = {
         "model": model.name,
         "config": config.name,
         "config_digest": f"{config.digest:016x}",
         "images": len(subject.inputs),
+        "dram": dram.as_dict(),
         "techniques": {technique.key: technique.as_dict() for technique in techniques},
         "files": files,
         "wall_s": round(time.perf_counter() - started, 3),
@@ -108,6 +111,7 @@ def command(
     shown = [technique for technique in techniques if technique.applicable]
     draw([files["png"], files["svg"]], shown, f"{model.name} on {config.name}")
     output.say(LEGEND)
+    output.say(f"DRAM of the RTL: {dram}.")
     output.say("Files: " + ", ".join(str(path) for path in files.values()))
     return result
 
