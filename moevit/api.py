@@ -88,6 +88,9 @@ def compile(
     models: PathLike | Mapping[str, PathLike],
     config: str | AcceleratorConfig,
     calibration: Data | Mapping[str, Data],
+    *,
+    speculate: bool = True,
+    route_rows: int | None = None,
 ) -> Program:
     """Compile one ONNX model, or several as the tasks of one program.
 
@@ -96,6 +99,8 @@ def compile(
     models : an ONNX file, or task names to ONNX files
     config : the machine: a named configuration, a JSON file, or an object
     calibration : inputs that fix the scales of the activations; with several models, by task name
+    speculate : whether an expert's weights are fetched before it is known to have tokens
+    route_rows : tokens that go through all experts at a time; all, or as many as the machine can, when None
 
     Raises
     ------
@@ -115,7 +120,8 @@ def compile(
             mine = calibration[task]
         return _inputs(shapes, mine).floats()
 
-    return _public(compile_model(tasks, machine, data).program)
+    compiled = compile_model(tasks, machine, data, speculate=speculate, route_rows=route_rows)
+    return _public(compiled.program)
 
 
 def _public(plain: program.Program) -> Program:

@@ -35,6 +35,10 @@ ONLY_TASK = "main"  #: name of the task when there is one model and it is given 
     help="The container to write.",
 )
 @click.option(
+    "--no-speculation", is_flag=True,
+    help="Fetch an expert's weights only when it is known to have tokens: fewer bytes, more cycles.",
+)
+@click.option(
     "--strict", is_flag=True,
     help="Refuse a model with a node that the accelerator cannot do. That happens without it too, until "
     "such nodes can be left to the host.",
@@ -45,6 +49,7 @@ def command(
     config_name: str,
     calibration: tuple[str, ...],
     target: Path,
+    no_speculation: bool,
     strict: bool,
 ) -> dict[str, Any]:
     """Turn ONNX models into a program container.
@@ -67,8 +72,9 @@ def command(
     with output.progress("compiling", STEPS_PER_TASK * len(tasks) + 1) as advance:
         done = _Steps(advance)
         compiled = compile_model(
-            tasks, config, lambda task, shapes: read_inputs(shapes, data[task]).floats(), progress=done
-        )
+            tasks, config, lambda task, shapes: read_inputs(shapes, data[task]).floats(),
+            speculate=not no_speculation, progress=done,
+        )  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     container.save(compiled.program, target)
     seconds = time.perf_counter() - started
@@ -78,7 +84,12 @@ def command(
 
 
 def summary(compiled: "Compiled") -> dict[str, Any]:
-    """What `--json` says about a compilation, but for the time and the file."""
+    """What `--json` says about a compilation, but for the time and the file.
+
+    ``task_bytes`` are, of each task, the weights and constants that it reads, and those that no other task reads.
+    """
+    from moevit.cli.listing import task_bytes
+
     program = compiled.program
     return {
         "config": program.config.name,
@@ -87,6 +98,7 @@ def summary(compiled: "Compiled") -> dict[str, Any]:
         "instructions": compiled.instructions,
         "weight_bytes": compiled.weight_bytes,
         "shared_bytes": compiled.shared_bytes,
+        "task_bytes": task_bytes(program),
         "peak_activation_bytes": compiled.peak_activation_bytes,
         "accelerated_macs": compiled.accelerated_macs,
         "host_macs": 0,
@@ -188,6 +200,9 @@ def _say(output: Output, result: Mapping[str, Any], compiled: "Compiled", target
     output.say(f"  all nodes on the accelerator; weights and constants {result['weight_bytes']:,} bytes")
     if result["shared_bytes"]:
         output.say(f"  shared by several readers: {result['shared_bytes']:,} bytes are stored once")
+    if len(program.tasks) > 1:
+        own = ", ".join(f"{task} {sizes['own']:,}" for task, sizes in result["task_bytes"].items())
+        output.say(f"  bytes of one task only: {own}")
     there = program.config.activation_words * program.config.columns
     output.say(f"  activation memory: {result['peak_activation_bytes']:,} of {there:,} bytes at most")
     output.say(f"{target}: {target.stat().st_size:,} bytes for {result['config']}, {result['wall_s']:.1f} s")

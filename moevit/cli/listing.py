@@ -260,7 +260,7 @@ def tensors(program: Program, task: Task) -> list[TensorEntry]:
 def _tensor_entry(
     t: Tensor, config: AcceleratorConfig, last_use: dict[str, int], instructions: list[Instruction]
 ) -> TensorEntry:
-    first, end = extent(t, Piece(0, t.rows, 0), config)
+    first, end = extent(t, Piece(0, t.window or t.rows, 0), config)
     size = (end - first) * word_bytes(t, config)
     if t.memory == MEMORY_QUEUE:
         gate = instructions[t.pieces[0].instruction]
@@ -306,6 +306,19 @@ def image_blocks(program: Program) -> list[ImageBlock]:
                 for offset, size, kind in _image_parts(instructions[part], program.config):
                     put(offset, size, kind, user)
     return sorted(blocks.values(), key=lambda b: b.offset)
+
+
+def task_bytes(program: Program) -> dict[str, dict[str, int]]:
+    """By task: bytes of ``weights`` and constants that it reads, and of its ``own``, which no other task reads."""
+    blocks = {
+        task.name: {(b.offset, b.bytes) for b in image_blocks(replace(program, tasks=(task,))) if b.kind != "program"}
+        for task in program.tasks
+    }
+    out = {}
+    for name, mine in blocks.items():
+        others = set().union(*(theirs for other, theirs in blocks.items() if other != name))
+        out[name] = {"weights": sum(n for _, n in mine), "own": sum(n for _, n in mine - others)}
+    return out
 
 
 def _image_parts(i: Instruction, config: AcceleratorConfig) -> Iterable[tuple[int, int, str]]:

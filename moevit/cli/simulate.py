@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moevit.cli.groups import group_layers
 from moevit.cli.output import Output, json_command
 from moevit.errors import InputError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moevit.program import Task
     from moevit.sim.result import Result
 
 SHOWN_IMAGES = 20  #: of which the command prints the outputs
+SHOWN_CLASSES = 1024  #: values of an output that may be classes; more are a picture
 
 EXAMPLES = """
 \b
@@ -101,7 +106,7 @@ def command(
         )  # fmt: skip
     if outputs is not None:
         write_npz(outputs, result.outputs)
-    _say(output, result)
+    _say(output, result, chosen)
     if result.mismatch is not None:
         output.fail(str(result.mismatch))
     return result.as_dict() | {"outputs": outputs, "trace": trace}
@@ -122,26 +127,59 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
         raise
 
 
-def _say(output: Output, result: "Result") -> None:
+def _say(output: Output, result: "Result", task: "Task") -> None:
     """The report for a person."""
     images = "1 image" if result.images == 1 else f"{result.images} images"
     output.say(f"Task {result.task} on {result.config}, {result.backend}: {images} in {result.wall_s:.1f} s")
     for name, values in result.outputs.items():
         flat = values.reshape(len(values), -1)
         for i, row in enumerate(flat[:SHOWN_IMAGES]):
-            text = f"largest at {row.argmax()}: {row.max():.4g}" if row.size > 1 else f"{row[0]:.6g}"
-            output.say(f"  {name}, image {i}: {text}")
+            output.say(f"  {name}, image {i}: {_values(row)}")
         if len(flat) > SHOWN_IMAGES:
             output.say(f"  … and {len(flat) - SHOWN_IMAGES} more")
     if result.cycles is not None:
-        _say_cycles(output, result)
-    moved = ", ".join(f"{n:,} of {what}" for what, n in result.dram_bytes.items())
+        _say_cycles(output, result, task)
+    _say_experts(output, result, task)
+    moved = ", ".join(f"{result.dram_bytes[what]:,} of {what}" for what in ("weights", "instructions", "activations"))
     output.say(f"DRAM bytes per image: {moved}")
+    if result.experts:
+        needed, wasted = result.dram_bytes["experts"], result.dram_bytes["speculative"]
+        output.say(f"  of the weights: {needed:,} of experts with tokens, {wasted:,} fetched for experts without")
     if result.bit_exact:
         output.say(f"Bit-exact: {result.checked_values:,} values of outputs and intermediate tensors compared.")
 
 
-def _say_cycles(output: Output, result: "Result") -> None:
+def _values(row: "NDArray") -> str:
+    """An output of one image, in a few words."""
+    if row.size == 1:
+        return f"{row[0]:.6g}"
+    if row.size > SHOWN_CLASSES:
+        return f"{row.min():.4g} … {row.max():.4g}, mean {row.mean():.4g}"
+    return f"largest at {row.argmax()}: {row.max():.4g}"
+
+
+def _say_experts(output: Output, result: "Result", task: "Task") -> None:
+    """How many experts each gate gave tokens, whatever groups of tokens it worked in."""
+    import numpy as np
+
+    gates: dict[str, NDArray] = {}  # tokens of each expert [images, experts]
+    for layer in task.layers:
+        if layer.name in result.experts:
+            tokens = np.asarray(result.experts[layer.name])
+            gates[layer.outputs[0]] = gates.get(layer.outputs[0], 0) + tokens
+    if gates:
+        output.say("Experts that have tokens, of an image:")
+    for group in group_layers(task):
+        if group.kind == "route":
+            tokens = gates[group.layers[0].outputs[0]]
+            used = (tokens > 0).sum(axis=1)
+            output.say(
+                f"  {group.name:40} {used.mean():.1f} of {tokens.shape[1]} ({used.min()} … {used.max()}); "
+                f"tokens of one: {tokens.max()} at most"
+            )
+
+
+def _say_cycles(output: Output, result: "Result", task: "Task") -> None:
     assert result.cycles is not None and result.layers is not None and result.stages is not None
     low, high = min(result.cycles), max(result.cycles)
     spread = f"{low:,}" if low == high else f"{low:,} … {high:,}"
@@ -150,8 +188,10 @@ def _say_cycles(output: Output, result: "Result") -> None:
         f"MAC utilisation {100 * (result.mac_utilisation or 0):.1f} %; DRAM: {result.dram}"
     )
     output.say("Cycles that each layer adds:")
-    for layer in result.layers:
-        output.say(f"  {layer.name:40} {layer.kind:10} {layer.cycles:10,.0f}")
+    cycles = {layer.name: layer.cycles for layer in result.layers}
+    lines = [(g.name, g.kind, sum(cycles.pop(layer.name) for layer in g.layers)) for g in group_layers(task)]
+    for name, kind, added in (*lines, *((name, "", rest) for name, rest in cycles.items())):
+        output.say(f"  {name:40} {kind:10} {added:10,.0f}")
     output.say("Cycles of each stage by cause:")
     for stage, causes in result.stages.items():
         output.say(f"  {stage:8}" + ", ".join(f"{cause} {n:,.0f}" for cause, n in causes.items()))
