@@ -11,7 +11,9 @@ from click.testing import CliRunner, Result
 from moevit import container
 from moevit.cli import cli
 from moevit.config import CONFIGS
+from moevit.isa import Stream
 from moevit.models import fashion_vit_path
+from moevit.models.scenes import m3vit_path
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODEL = FIXTURES / "dynamo20_unbind_sdpa.onnx"
@@ -19,7 +21,7 @@ DATA = MODEL.with_suffix(".npz")
 OTHER = FIXTURES / "dynamo20_hf.onnx"
 
 KEYS = {
-    "config", "tasks", "instructions", "weight_bytes", "shared_bytes", "peak_activation_bytes",
+    "config", "tasks", "instructions", "weight_bytes", "shared_bytes", "task_bytes", "peak_activation_bytes",
     "accelerated_macs", "host_macs", "host_nodes", "wall_s",
 }  # fmt: skip
 
@@ -86,6 +88,30 @@ def test_equal_tasks_share_their_weights(tmp_path: Path) -> None:
     assert answer["weight_bytes"] == alone["weight_bytes"]
     assert answer["shared_bytes"] > 0.9 * alone["weight_bytes"]
     assert answer["instructions"] == 2 * alone["instructions"]
+
+
+def test_two_tasks_with_experts(tmp_path: Path) -> None:
+    """The trained model: each task's own bytes are said, and speculation is an option."""
+    target = tmp_path / "out.moevit"
+    models = [f"{task}={m3vit_path(f'{task}.onnx')}" for task in ("seg", "depth")]
+    answer = json.loads(compile_to(target, *models, calib=m3vit_path("calib_scenes.npz")).stdout)
+    assert answer["tasks"] == ["seg", "depth"]
+    seg, depth = (answer["task_bytes"][task] for task in ("seg", "depth"))
+    assert depth["own"] < seg["own"] < 0.1 * seg["weights"]
+    assert seg["weights"] + depth["own"] <= answer["weight_bytes"] < seg["weights"] + depth["own"] + 4096
+    assert speculative(target) == {1}
+    calib = ["--calib", m3vit_path("calib_scenes.npz")]
+    result = moevit(*models, "--config", "tiny", *calib, "-o", target, "--no-speculation")
+    assert result.exit_code == 0, result.output
+    assert f"bytes of one task only: seg {seg['own']:,}, depth {depth['own']:,}" in result.stdout
+    assert speculative(target) == {0}
+
+
+def speculative(path: Path) -> set[int]:
+    """What the STREAMs of experts in a container say."""
+    program = container.load(path)
+    code = [i for task in program.tasks for i in program.instructions(task)]
+    return {i.speculative for i in code if isinstance(i, Stream) and i.predicated}
 
 
 def test_each_task_may_have_its_own_calibration(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from compile_helpers import ODD, SHIPPED, SMALL, compiled, float_inputs
+from compile_helpers import ODD, SHIPPED, SMALL, compiled, float_inputs, mixture_graph, pictures
 
 from moevit import container
 from moevit.cli import cli, listing
-from moevit.compiler.driver import compile_model
+from moevit.compiler.driver import compile_graphs, compile_model
+from moevit.compiler.emit import Routing
 from moevit.config import CONFIGS
 from moevit.isa import Attention, Linear
 from moevit.isa.disassemble import assemble
@@ -181,3 +182,58 @@ def test_what_is_no_container_is_refused(damage: str, shipped: Path, tmp_path: P
     assert len(result.stderr.splitlines()) == 1
     assert "bad.moevit" in result.stderr
     assert json.loads(result.stdout)["error"]["type"] == "ContainerError"
+
+
+@pytest.fixture
+def mixtures(tmp_path: Path) -> Path:
+    """Two mixtures of five experts, computed in groups of ten tokens."""
+    graph = mixture_graph(form="two")
+    program = compile_graphs(
+        {"main": graph}, CONFIGS["tiny"], {"main": pictures(graph)}, routing=Routing(rows=10)
+    ).program
+    path = tmp_path / "mixtures.moevit"
+    container.save(program, path)
+    np.savez(tmp_path / "images.npz", **pictures(graph, 3))  # type: ignore[arg-type]
+    return path
+
+
+def test_a_mixture_of_experts_is_two_lines(mixtures: Path) -> None:
+    lines = moevit(mixtures).stdout.splitlines()
+    for name in ("moe0.gate@0 … 20 ", "moe0.experts 0 … 4 ", "moe1.gate@0 … 20 ", "moe1.experts 0 … 4 "):
+        assert sum(line.startswith(f"  {name}") for line in lines) == 1, name
+    (gate,) = (line for line in lines if "moe0.gate@" in line)
+    assert "norm + gate" in gate
+    (experts,) = (line for line in lines if "moe1.experts" in line)
+    assert "experts + gelu + add" in experts and "25 tokens → 24 → 24" in experts
+    assert sum("#hidden" in line for line in lines) == 2
+    assert any("#scores" in line and "queue " in line and "0 … 24" in line for line in lines)
+    assert any("experts' queues 20 of 512 entries" in line for line in lines)
+
+
+def test_json_keeps_every_expert(mixtures: Path) -> None:
+    (task,) = json.loads(moevit(mixtures, "--json").stdout)["tasks"]
+    program = container.load(mixtures)
+    layers = {layer["name"]: layer for layer in task["layers"]}
+    assert list(layers) == [layer.name for layer in program.tasks[0].layers]
+    assert sum(layer["kind"] == "gather" for layer in task["layers"]) == 2 * 3 * 5
+    grouped = listing.grouped_layers(program, program.tasks[0])
+    for figure in ("macs", "weight_bytes", "ideal_cycles"):
+        assert sum(getattr(e, figure) for e in grouped) == sum(layer[figure] for layer in task["layers"])
+    assert sorted(n for e in grouped for n in e.instructions) == sorted(
+        n for layer in task["layers"] for n in layer["instructions"]
+    )
+    scores = next(t for t in task["tensors"] if t["name"] == "moe0.out#scores")
+    assert (scores["memory"], scores["bytes"]) == ("queue", 25 * 2 * 4)
+    assert task["memory"]["queue_entries"] == [20, 512]
+    hidden = next(t for t in task["tensors"] if t["name"] == "moe1.out#hidden.3@10")
+    assert (hidden["gate"], hidden["expert"]) == ("moe1.out#scores", 3)
+
+
+def test_simulate_says_which_experts_have_tokens(mixtures: Path) -> None:
+    result = CliRunner().invoke(
+        cli, ["simulate", str(mixtures), "--inputs", str(mixtures.with_name("images.npz")), "--check"]
+    )
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert sum("gate@0 … 20" in line and " of 5 (" in line for line in lines) == 2
+    assert any("of experts with tokens" in line for line in lines)
