@@ -16,6 +16,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiReadBus, AxiResp, AxiWriteBus
 from differential.random_program import RandomProgram, random_program
+from mixture_program import MixtureProgram, Shape
 
 from moevit.config import CONFIGS, AcceleratorConfig
 from moevit.isa import FORMATS, Begin, DmaIn, DmaOut, End, Instruction, Linear, encode_program
@@ -59,8 +60,8 @@ def job(image: bytes, entry: int, instructions: list[Instruction], inputs: np.nd
 
 
 @functools.cache
-def random_job(seed: int, length: int = 10) -> Job:
-    p: RandomProgram = random_program(CONFIG, seed, length)
+def random_job(seed: int, length: int = 10, mixtures: bool = False) -> Job:
+    p: RandomProgram = random_program(CONFIG, seed, length, mixtures)
     return job(p.image, p.entry, p.instructions, p.inputs[0], p.output_bytes)
 
 
@@ -74,6 +75,16 @@ def full_job() -> Job:
         if kinds == set(FORMATS) and sources == set(DmaSource):
             return found
     raise AssertionError("no such program")
+
+
+@functools.cache
+def mixture_job() -> Job:
+    """A small mixture of experts, of one image."""
+    mixture = MixtureProgram(CONFIG, Shape(speculative=True, experts=6, tokens=9))
+    (task,) = mixture.program.tasks
+    pixels = np.random.default_rng(5).integers(0, 256, task.input_bytes, np.uint8)
+    program = mixture.program
+    return job(program.image, task.entry, program.instructions(task), pixels, task.output_bytes)
 
 
 @functools.cache

@@ -3,13 +3,26 @@
 import dataclasses
 
 import cocotb
+import numpy as np
 from cocotbext.axi import AxiResp
 
 from moevit.config import CONFIGS
-from moevit.isa import INSTRUCTION_BYTES, Attention, DmaIn, DmaOut, End, Instruction, Linear, Stream, encode
+from moevit.isa import (
+    INSTRUCTION_BYTES,
+    ISA_VERSION,
+    Attention,
+    DmaIn,
+    DmaOut,
+    End,
+    Instruction,
+    Linear,
+    Stream,
+    encode,
+)
 from moevit.isa.formats import DmaSource
 from moevit.registers import ErrorCode
-from system.bench import CONFIG, TB, Job, full_job, random_job
+from moevit.sim.isa import IsaSimulator
+from system.bench import CONFIG, TB, Job, full_job, mixture_job, random_job
 
 SMALL = random_job(4, 3)
 WORDS, BYTES = CONFIG.activation_words, CONFIG.activation_words * CONFIG.columns
@@ -44,22 +57,24 @@ def changed(job: Job, number: int, **fields: int) -> Job:
     return patch(job, number, poke(job.instructions[number], **fields))
 
 
-async def check(tb: TB, job: Job, code: ErrorCode, number: int | range, **registers: int) -> None:
+async def check(
+    tb: TB, job: Job, code: ErrorCode, number: int | range, recovery: Job, **registers: int
+) -> None:
     """Load and run it into its error."""
     await tb.load(job, **registers)
     got = await tb.run_to_error(code)
     numbers = number if isinstance(number, range) else [number]
     assert got in numbers, f"instruction {got}, not {number}"
     tb.resume()
-    await tb.recover(SMALL)
+    await tb.recover(recovery)
 
 
-async def sweep(dut, name: str, cases: dict, *, stalls: bool = True) -> None:
+async def sweep(dut, name: str, cases: dict, *, stalls: bool = True, recovery: Job = SMALL) -> None:
     """Cases of (job, code, number or range[, registers]), a soft reset and a correct run after each."""
     tb = await TB.create(dut, name, stalls=stalls)
     for case, (job, code, number, *registers) in cases.items():
         try:
-            await check(tb, job, code, number, **(registers[0] if registers else {}))
+            await check(tb, job, code, number, recovery, **(registers[0] if registers else {}))
         except AssertionError as error:
             raise AssertionError(f"{case}: {error}") from error
 
@@ -75,7 +90,7 @@ async def begin(dut):
         "no BEGIN": (job.but(entry=after), bad, 0),
         "zeros": (patch(job, 0, bytes(INSTRUCTION_BYTES)), bad, 0),
         "magic": (changed(job, 0, magic=0x4D4F4556), bad, 0),
-        "version": (changed(job, 0, version=2), wrong, 0),
+        "version": (changed(job, 0, version=ISA_VERSION + 1), wrong, 0),
         "digest": (changed(job, 0, digest=other.digest), wrong, 0),
         "one bit of the digest": (changed(job, 0, digest=CONFIG.digest ^ 1 << 63), wrong, 0),
         "no ring": (changed(job, 0, ring_words=0), bad, 0),
@@ -201,6 +216,67 @@ async def operand_range(dut):
                 name = f"{job.instructions[number].mnemonic()} {field}={base}"
                 cases[name] = (bad, ErrorCode.OPERAND_RANGE, number)
     await sweep(dut, "operand", cases)
+
+
+def gate_and_expert(job: Job) -> tuple[int, int, int]:
+    """Numbers of the gate, and of the gather and the scatter of the expert that has most tokens."""
+    simulator = IsaSimulator(CONFIG, job.image, list(job.instructions), job.output_bytes)
+    ((gate, lengths),) = simulator.run(np.frombuffer(job.inputs, np.uint8)[None]).lengths.items()
+    busiest = int(lengths[0].argmax())
+    return gate, find(job, Linear, gather=1, queue=busiest), find(job, Linear, scatter=1, queue=busiest)
+
+
+@cocotb.test()
+async def illegal_experts(dut):
+    """Gates and experts that are none."""
+    job = mixture_job()
+    gate, gather, scatter = gate_and_expert(job)
+    fields = [
+        (gate, {"route": 3}), (gate, {"experts": 0}), (gate, {"experts": 65}), (gate, {"experts": CONFIG.columns + 1}),
+        (gate, {"top_k": 0}), (gate, {"top_k": 5}), (gate, {"experts": 1}), (gate, {"residual": 1}),
+        (gate, {"activation": 1}), (gate, {"key_tile": 0}), (gate, {"gather": 1}), (gate, {"norm": 0}),
+        (gather, {"norm": 1}), (gather, {"release": 0}), (gather, {"key_tile": 0}), (gather, {"keep": 1}),
+        (scatter, {"residual": 0}), (scatter, {"out_type": 0}), (scatter, {"activation": 2}), (scatter, {"dst": 1}),
+    ]  # fmt: skip
+    await sweep(dut, "illegal experts", {
+        f"{number} {change}": (changed(job, number, **change), ErrorCode.ILLEGAL_INSTRUCTION, number)
+        for number, change in fields
+    }, recovery=job)  # fmt: skip
+
+
+@cocotb.test()
+async def queues(dut):
+    """More tokens than an instruction allows, or than there is room for; rows of tokens outside the memory."""
+    job = mixture_job()
+    gate, gather, scatter = gate_and_expert(job)
+    full = ErrorCode.QUEUE_RANGE
+    outside = ErrorCode.ACTIVATION_RANGE
+    end = len(job.instructions)
+    many = CONFIG.queue_entries // 4 + 10
+    assert (many + 20) * job.instructions[gate].keep_stride < WORDS
+    last = (1 << 18) - 2
+    await sweep(dut, "queues", {
+        "too long": (changed(job, gather, n_rows=1), full, gather),
+        "full": (changed(job, gate, n_rows=many, top_k=4, src_stride=0, src=0, keep_dst=0), full, range(gate + 1)),
+        "gathered": (changed(job, gather, src=last), outside, gather),
+        "scattered": (changed(job, scatter, res=last, dst=last), outside, range(gate, end)),
+        "kept": (changed(job, gate, keep_dst=last), outside, range(gate, end)),
+    }, recovery=job)  # fmt: skip
+
+
+@cocotb.test()
+async def never_complete(dut):
+    """A predicated STREAM, or an expert, that waits for more instructions than there are."""
+    job = mixture_job()
+    _, gather, _ = gate_and_expert(job)
+    stream = find(job, Stream, predicated=1)
+    cases = {
+        "stream": changed(job, stream, speculative=0, wait=1000),
+        "linear": changed(job, gather, wait=1000),
+    }
+    await sweep(dut, "never complete", {
+        name: (bad, ErrorCode.STALLED, range(1, len(job.instructions))) for name, bad in cases.items()
+    }, stalls=False, recovery=job)  # fmt: skip
 
 
 @cocotb.test()

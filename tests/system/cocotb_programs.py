@@ -10,7 +10,7 @@ from cocotbext.axi import AxiResp
 
 from moevit.hw.units.axi_read import BURST_BEATS
 from moevit.registers import Status
-from system.bench import CONFIG, IRQ_DONE, RUN_CYCLES, START, TB, Job, copy_job, job, random_job
+from system.bench import CONFIG, IRQ_DONE, RUN_CYCLES, START, TB, Job, copy_job, job, mixture_job, random_job
 
 SEEDS = range(int(os.environ.get("MOEVIT_SYSTEM_SEEDS", "4")))
 
@@ -35,7 +35,7 @@ def fixture_job() -> Job:
 async def random_programs(dut, seed):
     """Each under two draws of latencies and back-pressure, the second without a reset in between."""
     tb = await TB.create(dut, f"random {seed}")
-    await tb.run(random_job(seed))
+    await tb.run(random_job(seed, mixtures=seed % 2 == 1))
     tb.resume()
     await tb.run()
 
@@ -58,7 +58,7 @@ async def one_after_the_other(dut):
     """Different programs without a reset in between, on a memory that never waits: nothing is left behind."""
     tb = await TB.create(dut, "sequence", stalls=False)
     for seed in range(100, 106):
-        await tb.run(random_job(seed, 6))
+        await tb.run(random_job(seed, 6, mixtures=True))
 
 
 @cocotb.test()
@@ -73,6 +73,16 @@ async def compiled_model(dut):
         channel.waits = 0
     while unheld := [c.name for c in tb.monitor.channels if c.stable and not c.waits]:
         assert tb.monitor.cycle < RUN_CYCLES, unheld
+        tb.resume(stalls=True)
+        await tb.run()
+
+
+@cocotb.test()
+async def mixture(dut):
+    """Experts on suspicion, again and again on a memory that answers as it likes."""
+    tb = await TB.create(dut, "mixture", stalls=False)
+    await tb.run(mixture_job())
+    for _ in range(8):
         tb.resume(stalls=True)
         await tb.run()
 

@@ -4,7 +4,7 @@ import cocotb
 from cocotb.triggers import ClockCycles
 
 from moevit.registers import ErrorCode, Status
-from system.bench import SOFT_RESET, STOP_CYCLES, TB, copy_job, random_job
+from system.bench import SOFT_RESET, STOP_CYCLES, TB, copy_job, mixture_job, random_job
 
 
 @cocotb.test()
@@ -19,6 +19,22 @@ async def in_the_middle_of_runs(dut):
         tb.check_violations()
         tb.resume()
     await tb.run(random_job(4, 3))
+
+
+@cocotb.test()
+async def in_the_middle_of_a_mixture(dut):
+    """Queues, their walks, credits and bits of predicated STREAMs begin anew: the same program, right away."""
+    tb = await TB.create(dut, "mixture", stalls=False)
+    await tb.run(mixture_job())
+    length = await tb.read("CYCLES")
+    for part in range(1, 24):
+        await tb.start()
+        await ClockCycles(dut.clk, length * part // 24 + tb.rng.randrange(length // 24))
+        await tb.soft_reset()
+        tb.check_violations()
+        tb.resume(stalls=part % 3 == 0)
+        await tb.run()
+        tb.resume(stalls=False)
 
 
 @cocotb.test()
