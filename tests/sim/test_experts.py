@@ -12,6 +12,7 @@ from moevit.errors import MismatchError, SimulationError
 from moevit.isa import Linear, Stream
 from moevit.numerics.route import RouteOrder
 from moevit.sim.check import Collector, Place, check_values
+from moevit.sim.dram import DramModel
 from moevit.sim.inputs import Inputs
 from moevit.sim.isa import IsaSimulator
 from moevit.sim.reference import run_reference
@@ -60,6 +61,34 @@ def test_is_exact(config: str, name: str) -> None:
         lengths[image] = (scores > 0).sum(axis=0)
     assert np.array_equal(sum(np.array(x) for x in result.experts.values()), lengths)
     assert result.as_dict()["experts"].keys() == {x.name for x in mixture.program.tasks[0].layers if x.kind == "route"}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rtl_is_exact(name: str) -> None:
+    """With the same experts for the same tokens; and it reads what these need, and no less."""
+    shape = SHAPES[name]
+    program = MixtureProgram(CONFIGS["tiny"], shape).program
+    isa = simulate(program, inputs(shape))
+    for seed in (None, 7):
+        dram = DramModel(bytes_per_cycle=8, seed=seed)
+        rtl = simulate(program, inputs(shape), backend="rtl", check=True, dram=dram)
+        assert rtl.bit_exact
+        assert rtl.experts == isa.experts
+        assert rtl.dram_bytes["experts"] == isa.dram_bytes["experts"]
+        spare = rtl.dram_bytes["speculative"]
+        assert rtl.dram_bytes["weights"] == isa.dram_bytes["weights"] + spare
+        assert spare == 0 or shape.speculative
+
+
+def test_suspicion_costs_bytes_and_saves_cycles() -> None:
+    """A slow memory and few experts with tokens: what is read in vain delays the rest. A fast one hides the gate."""
+    results = {}
+    for speculative in (False, True):
+        shape = Shape(experts=6, tokens=24, top_k=4, speculative=speculative, width=32, hidden=32)
+        program = MixtureProgram(CONFIGS["tiny"], shape).program
+        results[speculative] = simulate(program, inputs(shape, 2), backend="rtl")
+    assert sum(results[True].cycles) < sum(results[False].cycles)
+    assert results[False].dram_bytes["speculative"] == 0
 
 
 def test_counts_the_bytes_of_experts() -> None:
