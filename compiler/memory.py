@@ -54,6 +54,11 @@ class ActivationAllocator:
         self.peak = max(self.peak, at + words)
         return at
 
+    def room(self) -> int:
+        """Words of the largest free range."""
+        edges = [0, *(n for used in self._used for n in used), self.words]
+        return max(end - first for first, end in zip(edges[::2], edges[1::2], strict=True))
+
     def free(self, first: int) -> None:
         """Give back the range that starts at ``first``."""
         self._used = [r for r in self._used if r[0] != first]

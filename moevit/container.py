@@ -166,10 +166,12 @@ def _validate_task(program: Program, task: Task) -> None:
         _require(t.rows > 0 and t.channels > 0 and t.rows * t.channels <= MAX_ELEMENTS, "bad shape", here)
         _require(t.scale > 0, "scale is not positive", here)
         _require(t.addr >= 0 and t.stride >= 0, "negative address", here)
+        _require(0 <= t.window <= t.rows and (t.window == 0 or t.memory == MEMORY_ACTIVATION), "bad window", here)
         _validate_place(program, t, here)
         _validate_queue(tensors, t, here)
         for p in t.pieces:
             _require(p.row >= 0 and p.rows > 0 and p.row + p.rows <= t.rows, "a piece lies outside it", here)
+            _require(t.window == 0 or p.row % t.window + p.rows <= t.window, "a piece leaves the window", here)
             _require(0 <= p.instruction < task.instructions and instructions[p.instruction].retires,
                      "a piece names no instruction that retires", here)
     for x in task.inputs:

@@ -38,6 +38,7 @@ class Tensor:
     A tensor in ``queue`` memory holds a gate's scores [tokens, experts], ``uint16``: those in the experts' queues,
     0 where a token is in none; ``addr`` is its first row's token number and ``stride`` 0. A tensor with a ``gate``
     holds the rows of that gate's queue of ``expert``: as many as the queue has tokens; what is beyond means nothing.
+    Of a tensor with a ``window`` only so many rows have a place at a time, row r at ``addr + r % window * stride``.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Tensor:
     pieces: tuple[Piece, ...]
     gate: str = ""
     expert: int = 0
+    window: int = 0
 
 
 @dataclass(frozen=True)

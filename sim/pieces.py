@@ -27,9 +27,10 @@ def extent(tensor: Tensor, piece: Piece, config: AcceleratorConfig) -> tuple[int
     if tensor.memory == MEMORY_QUEUE:
         return tensor.addr + piece.row, tensor.addr + piece.row + piece.rows
     if tensor.memory == MEMORY_ACTIVATION:
-        first = tensor.addr + piece.row * tensor.stride
-        row = layout.row_words(tensor.channels, config.columns, DTYPES[tensor.dtype][0])
-        return first, first + (piece.rows - 1) * tensor.stride + row
+        row = piece.row % tensor.window if tensor.window else piece.row
+        first = tensor.addr + row * tensor.stride
+        words = layout.row_words(tensor.channels, config.columns, DTYPES[tensor.dtype][0])
+        return first, first + (piece.rows - 1) * tensor.stride + words
     addresses = _operand_bytes(tensor, piece, config) // config.operand_word_bytes
     return int(addresses.min()), int(addresses.max()) + 1
 

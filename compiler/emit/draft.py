@@ -60,15 +60,15 @@ class Draft:
 
     def tensor(
         self, name: str, rows: int, channels: int, f: Format, *, addr: int | None = None,
-        memory: str = MEMORY_ACTIVATION, stride: int | None = None, gate: str = "", expert: int = 0,
+        memory: str = MEMORY_ACTIVATION, stride: int | None = None, gate: str = "", expert: int = 0, window: int = 0,
     ) -> Tensor:  # fmt: skip
         """A new tensor; in activation memory of its own when no address is given."""
         if stride is None:
             stride = layout.row_words(channels, self.config.columns, DTYPES[f.dtype][0])
         if addr is None:
-            addr = self.memory.take(rows * stride, f"tensor '{name}'")
+            addr = self.memory.take((window or rows) * stride, f"tensor '{name}'")
         tensor = Tensor(
-            name, rows, channels, f.dtype, f.scale, f.zero_point, memory, addr, stride, (), gate, expert
+            name, rows, channels, f.dtype, f.scale, f.zero_point, memory, addr, stride, (), gate, expert, window
         )
         self._tensors.append(tensor)
         self._pieces[name] = []

@@ -1,6 +1,7 @@
 """One task's stages to its program."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,19 @@ from moevit.isa.formats import BLOCK_BYTES, DmaSource
 from moevit.numerics.activation import Activation
 from moevit.order import walks
 from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Input, Output, Task, Tensor
+
+
+OUTPUT_CHUNKS = 8  #: that a large output of the model is computed and copied in
+CHUNK_BYTES = 1 << 14  #: smaller ones would wait longer for the bus than it takes to copy them
+MAX_DMA_WORDS = (1 << 16) - 1  #: of one DMA_OUT
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a layer was emitted as: its last instruction that retires, and its streams."""
+
+    last: int
+    streams: list[int]
 
 
 class Emitter:
@@ -51,6 +65,8 @@ class Emitter:
             )  # fmt: skip
         self.draft = Draft(config, ring_words, blocks)
         self.inputs = self._inputs()
+        self.offsets: dict[str, int] = {}  # of tensors in the output buffer
+        self.output_bytes = 0
 
     @property
     def peak(self) -> int:
@@ -70,10 +86,10 @@ class Emitter:
             elif isinstance(stage.stage, LinearStage):
                 self._dense(stage.stage, stage, last_use[stage.stage.residual or ""] == index)
             self._free(t for t, last in last_use.items() if last == index)
-        outputs, output_bytes = self._outputs()
+        outputs = self._outputs()
         entry, count, tensors, layers = self.draft.assemble()
         return Task(
-            self.name, entry, count, tuple(self.inputs.values()), outputs, self.input_bytes, output_bytes, tensors,
+            self.name, entry, count, tuple(self.inputs.values()), outputs, self.input_bytes, self.output_bytes, tensors,
             layers,
         )  # fmt: skip
 
@@ -168,6 +184,10 @@ class Emitter:
         draft, c = self.draft, self.config
         x = draft.places[s.x].tensor
         residual = draft.places[s.residual].tensor if s.residual else None
+        chunk = self._output_rows(s, q)
+        if chunk:
+            self._windowed(s, q, chunk)
+            return
         if residual is not None and residual_dies and residual.addr != x.addr:
             out = draft.tensor(s.output, s.rows, q.key_channels, q.output, addr=residual.addr)
         else:
@@ -186,13 +206,58 @@ class Emitter:
             )  # fmt: skip
         self._linear(q, s.name, x, s.row, out, 0, s.rows, residual, extra, s.macs, s.source)
 
+    def _output_rows(self, s: LinearStage, q: QuantisedLinear) -> int:
+        """Rows that a layer leaves at a time when DMA_OUT copies them while it computes the next ones, else 0.
+
+        That is so for an output of the model that nothing reads: it need not fit the activation memory, and its
+        copy, which a bus may take longer for than the array for the layer, begins early.
+        """
+        read = any(s.output in reads(other.stage) for other in self.quantised.stages)
+        if read or s.heads or s.residual or s.output not in {o.tensor for o in self.stages.graph.outputs}:
+            return 0
+        stride = layout.row_words(q.key_channels, self.config.columns, DTYPES[q.output.dtype][0])
+        tile = self.config.rows * max(1, self.config.axi_bytes // self.config.columns)  # whole bus words
+        most = min(self.draft.memory.room() // 2, MAX_DMA_WORDS) // stride // tile
+        wanted = max(s.rows // OUTPUT_CHUNKS, CHUNK_BYTES // (stride * self.config.columns))
+        chunk = min(layout.ceil_div(wanted, tile), most) * tile
+        return chunk if 0 < 2 * chunk <= s.rows else 0
+
+    def _windowed(self, s: LinearStage, q: QuantisedLinear, chunk: int) -> None:
+        """A layer whose rows go to the output buffer, ``chunk`` at a time, through a window of two such chunks."""
+        draft = self.draft
+        x = draft.places[s.x].tensor
+        out = draft.tensor(s.output, s.rows, q.key_channels, q.output, window=2 * chunk)
+        self._buffer(out)
+        held = len(draft.column_chunks(s.name, q)) == 1  # one set of weights serves all chunks
+        copies: list[int] = []
+        streams: list[int] = []
+        row_bytes = out.stride * self.config.columns
+        for first in range(0, s.rows, chunk):
+            rows = min(chunk, s.rows - first)
+            last = first + rows == s.rows
+            work = self._linear(
+                q, f"{s.name}#{first}", x, s.row + first, out, first, rows, None, (),
+                s.macs * (first + rows) // s.rows - s.macs * first // s.rows, s.source,
+                after=copies[-2] + 1 if len(copies) > 1 else 0, release=last or not held, streams=streams,
+            )  # fmt: skip
+            streams = work.streams if held else []
+            src = out.addr + first % out.window * out.stride
+            offset = self.offsets[out.name] + first * row_bytes
+            copies.append(draft.issue(DmaOut(wait=work.last + 1, src=src, words=rows * out.stride, offset=offset)))
+
     def _linear(
         self, q: QuantisedLinear, name: str, x: Tensor, input_row: int, out: Tensor, output_row: int, rows: int,
         residual: Tensor | None, extra: tuple[Tensor, ...], macs: int, source: tuple[str, ...],
-    ) -> None:  # fmt: skip
+        *, after: int = 0, release: bool = True, streams: list[int] | None = None,
+    ) -> _Work:  # fmt: skip
+        """A layer's rows, by a LINEAR for each chunk of its columns.
+
+        ``after`` is a retired count to wait for besides the inputs'; ``streams``, if not empty, have brought the
+        weights already, and ``release`` says whether they go now.
+        """
         draft, c = self.draft, self.config
         bits, _ = DTYPES[out.dtype]
-        wait = draft.wait(x.name, residual.name if residual else None)
+        wait = max(after, draft.wait(x.name, residual.name if residual else None))
         key_tile, value_tile = q.key_channels // c.columns, q.value_channels // c.columns
         fields = draft.load_fields(q, name) | {
             "n_rows": rows, "src": x.addr + input_row * x.stride, "src_stride": x.stride,
@@ -200,14 +265,16 @@ class Emitter:
             "zero_point": q.second[2] if q.activation != Activation.NONE else 0,
             "out_type": int(OutputType[out.dtype.upper()]), "residual": int(residual is not None),
         }  # fmt: skip
-        work, streams = [], []
+        work, brought = [], list(streams or ())
+        row = output_row % out.window if out.window else output_row
         for first, end in draft.column_chunks(name, q):
             at = min(first, key_tile) * (bits // 8)
             this = fields | {
                 "tiles": end - first,
                 "key_tile": min(max(key_tile - first, 0), end - first),
                 "value_tile": min(max(value_tile - first, 0), end - first),
-                "dst": out.addr + output_row * out.stride + at,
+                "dst": out.addr + row * out.stride + at,
+                "release": int(release),
             }
             if residual is not None:
                 assert residual.stride == out.stride
@@ -221,12 +288,14 @@ class Emitter:
                 }  # fmt: skip
             index = draft.issue(Linear(wait=wait, **this))
             work.append(index)
-            streams.append(draft.stream(q, first, end, index))
+            if not streams:
+                brought.append(draft.stream(q, first, end, index))
         for tensor in (out, *extra):
             draft.done(tensor, output_row, rows, work[-1])
         inputs = (x.name,) if residual is None else (x.name, residual.name)
-        draft.record("linear", name, inputs, (out.name, *(t.name for t in extra)), work, streams, rows=rows,
+        draft.record("linear", name, inputs, (out.name, *(t.name for t in extra)), work, brought, rows=rows,
                      input_row=input_row, output_row=output_row, macs=macs, source=source)  # fmt: skip
+        return _Work(work[-1], brought)
 
     def _attention(self, s: AttentionStage, q: QuantisedAttention) -> None:
         draft = self.draft
@@ -249,17 +318,22 @@ class Emitter:
         draft.record("attention", s.name, (query.name, key.name, value.name), (out.name,), [index], [],
                      rows=out.rows, macs=s.macs, source=s.source)  # fmt: skip
 
-    def _outputs(self) -> tuple[tuple[Output, ...], int]:
-        out, offset = [], 0
-        columns = self.config.columns
+    def _outputs(self) -> tuple[Output, ...]:
+        out = []
         for o in self.stages.graph.outputs:
             place = self.draft.places[o.tensor]
             t = place.tensor
             rows, channels = self.stages.graph.tensors[o.tensor]
-            words = t.rows * t.stride
-            self.draft.issue(DmaOut(wait=place.ready, src=t.addr, words=words, offset=offset))
+            if o.tensor not in self.offsets:
+                self._buffer(t)
+                words = t.rows * t.stride
+                self.draft.issue(DmaOut(wait=place.ready, src=t.addr, words=words, offset=self.offsets[o.tensor]))
             order = () if o.order is None else walks(o.order)
-            out.append(Output(o.name, o.model_shape, rows, channels, order, t.name, offset))
-            offset += words * columns
-            offset += -offset % BLOCK_BYTES
-        return tuple(out), offset
+            out.append(Output(o.name, o.model_shape, rows, channels, order, t.name, self.offsets[o.tensor]))
+        return tuple(out)
+
+    def _buffer(self, t: Tensor) -> None:
+        """Give a tensor its place in the output buffer."""
+        self.offsets[t.name] = self.output_bytes
+        self.output_bytes += t.rows * t.stride * self.config.columns
+        self.output_bytes += -self.output_bytes % BLOCK_BYTES

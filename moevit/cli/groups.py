@@ -11,7 +11,7 @@ EXPERTS = "experts"  #: kind of a group of gather and scatter layers
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that share a line: one by itself, all gates of a mixture of experts, or all its experts' layers."""
+    """Layers that share a line: one by itself, all row chunks of one or of a gate, or all layers of a mixture's experts."""
 
     name: str
     kind: str
@@ -23,7 +23,7 @@ def group_layers(task: Task) -> list[Group]:
     """All layers of a task, in the order of each group's first."""
     members: dict[tuple[str, str], list[Layer]] = {}
     for layer in task.layers:
-        if layer.kind == "route":
+        if layer.kind in ("route", "linear"):  # chunks of rows have a layer each
             key = layer.kind, layer.outputs[0]
         elif layer.kind in ("gather", "scatter"):
             key = EXPERTS, layer.inputs[1]
