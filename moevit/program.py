@@ -16,7 +16,8 @@ MEMORY_KEY = "key"
 MEMORY_VALUE = "value"
 MEMORY_QUEUE = "queue"
 
-DTYPES = {"int8": (8, True), "uint8": (8, False), "int16": (16, True), "uint16": (16, False)}  #: dtype -> (bits, signed)
+#: dtype -> (bits, signed)
+DTYPES = {"int8": (8, True), "uint8": (8, False), "int16": (16, True), "uint16": (16, False)}
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,25 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from moevit.program import Layer, Task
+if TYPE_CHECKING:
+    from moevit.program import Layer, Task
 
 EXPERTS = "experts"  #: kind of a group of gather and scatter layers
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that share a line: one by itself, all row chunks of one or of a gate, or all layers of a mixture's experts."""
+    """Layers that share a line: one by itself, the row chunks of one or of a gate, or all of a mixture's experts."""
 
     name: str
     kind: str
-    layers: tuple[Layer, ...]
+    layers: "tuple[Layer, ...]"
     experts: int = 0  #: how many experts the layers are of
 
 
-def group_layers(task: Task) -> list[Group]:
+def group_layers(task: "Task") -> list[Group]:
     """All layers of a task, in the order of each group's first."""
     members: dict[tuple[str, str], list[Layer]] = {}
     for layer in task.layers:
@@ -33,7 +35,7 @@ def group_layers(task: Task) -> list[Group]:
     return [_group(task, kind, layers) for (kind, _), layers in members.items()]
 
 
-def _group(task: Task, kind: str, layers: list[Layer]) -> Group:
+def _group(task: "Task", kind: str, layers: "list[Layer]") -> Group:
     if kind != EXPERTS:
         return Group(first_to_last(layer.name for layer in layers), kind, tuple(layers))
     numbers = sorted({task.tensor(layer.outputs[0]).expert for layer in layers if layer.kind == "gather"})
