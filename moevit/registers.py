@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 DATA_WIDTH = 32
 IDENTITY = 0x4D4F4556  #: reads as "MOEV" with the most significant byte first
-VERSION = 0x0001_0000  #: major << 16 | minor of this map
+VERSION = 0x0002_0000  #: major << 16 | minor of this map
 
 
 class Status(enum.IntFlag):

@@ -27,7 +27,7 @@ GOLDEN_CODES = (
 
 def test_offsets():
     assert GOLDEN_OFFSETS.items() <= OFFSETS.items()
-    assert registers.VERSION == 0x0001_0000
+    assert registers.VERSION == 0x0002_0000
     offsets = [r.offset for r in REGISTERS]
     assert len({*offsets}) == len({*OFFSETS}) == len(REGISTERS)
     assert all(o % 4 == 0 and o < 1 << registers.ADDRESS_WIDTH for o in offsets)
