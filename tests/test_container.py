@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compile_helpers import SMALL, compiled
+from mixture_program import MixtureProgram, Shape
 
 from moevit import container
+from moevit.config import CONFIGS
 from moevit.errors import ContainerError
 from moevit.program import Program
 
@@ -111,6 +113,61 @@ HOSTILE = {
     "output shape": lambda h: h["tasks"][0]["outputs"][0].update(shape=[1 << 40]),
     "not an object": lambda h: [1, 2],
 }
+
+
+def _named(kind: str, name: str, **fields):
+    """Changes a tensor (its name) or a layer (its kind, the first)."""
+
+    def change(header) -> None:
+        items = header["tasks"][0][kind]
+        next(x for x in items if x["kind" if kind == "layers" else "name"] == name).update(fields)
+
+    return change
+
+
+def _names_another(kind: str, other: str):
+    """A layer of a kind gets the instructions and streams of the first of another kind."""
+
+    def change(header) -> None:
+        layers = header["tasks"][0]["layers"]
+        source = next(x for x in layers if x["kind"] == other)
+        next(x for x in layers if x["kind"] == kind).update({k: source[k] for k in ("instructions", "streams")})
+
+    return change
+
+
+HOSTILE_EXPERTS = {
+    "too many tokens": _named("tensors", "scores", addr=8190),
+    "too many experts": _named("tensors", "scores", channels=65),
+    "strided scores": _named("tensors", "scores", stride=1),
+    "signed scores": _named("tensors", "scores", dtype="int8"),
+    "scores elsewhere": _named("tensors", "scores", memory="activation"),
+    "no such gate": _named("tensors", "hidden0.0", gate="nothing"),
+    "a gate that is none": _named("tensors", "hidden0.0", gate="x"),
+    "no such expert": _named("tensors", "hidden0.0", expert=5),
+    "negative expert": _named("tensors", "hidden0.0", expert=-1),
+    "an expert of no gate": _named("tensors", "x", expert=1),
+    "rows of scores": _named("layers", "gather", input_row=1),
+    "scattered rows": _named("layers", "scatter", output_row=1),
+    "a gate's inputs": _named("layers", "route", inputs=["x", "x"]),
+    "a gate's outputs": _named("layers", "route", outputs=["kept", "kept"]),
+    "a gather's inputs": _named("layers", "gather", inputs=["kept"]),
+    "a gather's scores": _named("layers", "gather", inputs=["kept", "x"]),
+    "a scatter's outputs": _named("layers", "scatter", outputs=["out", "out", "out"]),
+    "no streams": _named("layers", "scatter", streams=[]),
+    "a gate that gathers": _names_another("route", "gather"),
+    "a gather that scatters": _names_another("gather", "scatter"),
+    "a scatter that is a gate": _names_another("scatter", "route"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_EXPERTS)
+def test_hostile_experts_are_refused(name: str) -> None:
+    mixture = MixtureProgram(CONFIGS["tiny"], Shape())
+    data = container.dumps(mixture.program)
+    assert container.loads(data) == mixture.program
+    with pytest.raises(ContainerError):
+        container.loads(rebuilt(data, HOSTILE_EXPERTS[name]))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
