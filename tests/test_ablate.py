@@ -104,6 +104,32 @@ def test_attention_runs_all_ways_on_the_rtl(dense: dict[str, Any]) -> None:
     assert data["scores_out_16"] == 2 * (key + value + 2 * 50 * 112)
 
 
+def test_scores_that_do_not_fit_are_written_out_in_parts(
+    tmp_path: Path, dense: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 600 words of activation memory free for scores, and with 40."""
+    room = [600]
+    free = "moevit.ablate.attention._Bench._free"
+    monkeypatch.setattr(free, lambda self: self.subject.config.activation_words - room[0])
+    done = run(tmp_path, "--only", "attention", "--limit", "1", "--json")
+    assert done.exit_code == 0, done.output
+    parts = json.loads(done.stdout)
+    check_shape(parts)
+    check_attention(parts)
+    assert parts["techniques"]["attention"]["ways"][3]["label"].endswith("8 bits, by 40")
+    whole = values(dense, "attention", "data_bytes")
+    data = values(parts, "attention", "data_bytes")
+    assert data["ours"] == whole["ours"] == 0
+    assert data["stream_tiles"] == whole["stream_tiles"]
+    assert data["scores_out_8"] == whole["scores_out_8"] + 2 * (7 * 8 * 32 + 4 * 8 * 52)  # K and V twice
+    room[0] = 40
+    done = run(tmp_path, "--only", "attention", "--limit", "1", "--json")
+    assert done.exit_code == 0, done.output
+    technique = json.loads(done.stdout)["techniques"]["attention"]
+    assert [way["key"] for way in technique["ways"]] == ["ours", "stream_rows"]
+    assert sum(note.startswith("Left out") for note in technique["notes"]) == 3
+
+
 def test_softmax_errors_are_those_of_the_models_scores(dense: dict[str, Any]) -> None:
     error = values(dense, "softmax", "context_error")
     assert error["float"] < error["two_pass"] < error["ours"] < 0.02

@@ -59,6 +59,9 @@ def run(subject: Subject) -> Technique:
             notes.append(f"Left out, {label}: {reason}.")
             continue
         got = bench.plain(units, bits)
+        if bits and units[0].rows < bench.attention.n_rows:
+            label += f", by {units[0].rows}"
+            notes.append(f"{label}: K and V come again for every {units[0].rows} queries; more scores do not fit.")
         ways.append(bench.way(key, label, got, base, max(unit.rows for unit in units)))
         checks[f"{key}: RTL and instruction-level simulator leave the same bytes"] = got.same
         if bits:

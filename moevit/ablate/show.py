@@ -76,8 +76,9 @@ def table(technique: Technique) -> Iterator[str]:
         columns = "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
         yield f"  {label:{LABEL_WIDTH}}  {columns}".rstrip()
     if technique.details:
-        details = ", ".join(f"{name(key)} {text(f)} {MARKS[f.how]}" for key, f in technique.details.items())
-        yield from textwrap.wrap(details, WIDTH, initial_indent="  ", subsequent_indent="  ")
+        # A mark stays with its value.
+        details = [f"{name(key)} {text(f)}\N{NO-BREAK SPACE}{MARKS[f.how]}" for key, f in technique.details.items()]
+        yield from textwrap.wrap(", ".join(details), WIDTH, initial_indent="  ", subsequent_indent="  ")
     failed = [what for what, holds in technique.checks.items() if not holds]
     if technique.checks:
         count = len(technique.checks)

@@ -29,7 +29,7 @@ UNROUNDED = "context_error"
 
 NOTES = (
     "Errors are of P.V over all attention layers and inputs, relative to the RMS of P.V with the float softmax of the "
-    "same int8 Q, K and V: before P.V is rounded to int8 and after. All ways but the last see the machine's 16-bit "
+    "same int8 Q, K and V: before P.V is rounded to int8 and after. All ways see the machine's 16-bit "
     "scores.",
     "Passes count the score tensor; the row buffer holds one row tile: 16-bit scores where they are read again, 8-bit "
     "probabilities where they are made at once. Both twice, so that the next tile can start. Traffic is that of all "
