@@ -81,14 +81,14 @@ def test_rtl_is_exact(name: str) -> None:
 
 
 def test_suspicion_costs_bytes_and_saves_cycles() -> None:
-    """A slow memory and few experts with tokens: what is read in vain delays the rest. A fast one hides the gate."""
+    """Weights that are there when the gate has decided; all experts have tokens here, so none are read in vain."""
     results = {}
     for speculative in (False, True):
         shape = Shape(experts=6, tokens=24, top_k=4, speculative=speculative, width=32, hidden=32)
         program = MixtureProgram(CONFIGS["tiny"], shape).program
         results[speculative] = simulate(program, inputs(shape, 2), backend="rtl")
     assert sum(results[True].cycles) < sum(results[False].cycles)
-    assert results[False].dram_bytes["speculative"] == 0
+    assert results[True].dram_bytes == results[False].dram_bytes
 
 
 def test_counts_the_bytes_of_experts() -> None:
