@@ -96,6 +96,7 @@ def run_raw(
     inputs: Bytes,
     output_bytes: int,
     *,
+    others: Sequence[tuple[int, int]] = (),
     watches: Sequence[Watch] = (),
     regions: Sequence[tuple[int, int]] = (),
     memories: bool = False,
@@ -117,6 +118,8 @@ def run_raw(
     entry, instructions : byte offset of BEGIN in the image, and the program's length
     inputs : [B, input bytes]; each is one run, from memories as the run before left them
     output_bytes : size of the output buffer
+    others : entry and length of further tasks; the first input is for the first task, the second for the next,
+        and so on round them, in one process. Watches belong to all of them
     watches : what to copy out of the memories when
     regions : first and end bytes of parts of the image, one after the other, of which to count what is read
     memories : whether to return what the memories hold at the end
@@ -139,7 +142,7 @@ def run_raw(
     # The harness copies in the order of retirement; equal retirements keep their order.
     order = sorted(range(len(watches)), key=lambda i: watches[i].retired)
     lines: dict[str, object] = {
-        "entry": entry, "instructions": instructions, "input_bytes": inputs.shape[1], "output_bytes": output_bytes,
+        "input_bytes": inputs.shape[1], "output_bytes": output_bytes,
         "output_fill": output_fill, "soft_reset": int(soft_reset), "watchdog": watchdog_cycles,
         "bytes_per_cycle": dram.bytes_per_cycle, "latency": dram.latency_cycles,
         "outstanding": dram.outstanding_bursts, "seed": dram.seed or 0,
@@ -149,11 +152,13 @@ def run_raw(
     if trace is not None:
         lines["trace"] = trace.absolute()
     text = "".join(f"{key} {value}\n" for key, value in lines.items())
+    for task_entry, task_length in ((entry, instructions), *others):
+        text += f"task {task_entry} {task_length}\n"
     for i in order:
         w = watches[i]
         text += f"watch {w.retired} {w.memory} {w.first} {w.end}\n"
     text += "".join(f"region {first} {end}\n" for first, end in regions)
-    workers = 1 if trace is not None else max(1, min(workers, len(inputs)))
+    workers = 1 if trace is not None or others else max(1, min(workers, len(inputs)))
     edges = [len(inputs) * i // workers for i in range(workers + 1)]
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="moevit-rtl-") as name:

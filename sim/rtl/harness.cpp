@@ -57,8 +57,6 @@ int main(int argc, char** argv) {
     const std::vector<uint8_t> image = read_file(job.image);
     dram.image.allocate(image_base, image.size(), IMAGE);
     std::copy(image.begin(), image.end(), dram.image.data.begin());
-    dram.program_begin = image_base + job.entry;
-    dram.program_end = dram.program_begin + job.instructions * INSTRUCTION_BYTES;
     dram.regions = job.regions;
     std::vector<uint8_t> inputs;
     if (job.input_bytes) inputs = read_file(job.inputs);
@@ -71,7 +69,10 @@ int main(int argc, char** argv) {
         dram.output.allocate(output_base, job.output_bytes, OUTPUT);
         std::fill(dram.output.data.begin(), dram.output.data.end(), uint8_t(job.output_fill));
         if (i > 0 && job.soft_reset) machine.soft_reset();
-        const Outcome outcome = machine.run();
+        const Task& task = job.tasks[i % job.tasks.size()];
+        dram.program_begin = image_base + task.entry;
+        dram.program_end = dram.program_begin + task.instructions * INSTRUCTION_BYTES;
+        const Outcome outcome = machine.run(task);
         print(i, outcome, machine);
         outputs.write(dram.output.data.data(), job.output_bytes);
         snapshots.write(machine.snapshots.data(), machine.snapshots.size());

@@ -19,10 +19,14 @@ struct Watch {
     size_t first, end;
 };
 
+struct Task {
+    uint64_t entry, instructions;  // byte offset in the image; length
+};
+
 struct Job {
     std::string image, inputs, outputs, snapshots, memories, trace;  // files
     uint64_t input_bytes = 0, output_bytes = 0, count = 1;           // of one input; how many inputs
-    uint64_t entry = 0, instructions = 0;                            // byte offset in the image; length
+    std::vector<Task> tasks;                                         // input i is for task i modulo their number
     uint64_t watchdog = 200000, max_cycles = UINT64_MAX;
     int output_fill = 0;
     bool soft_reset = true;  // between inputs
@@ -55,8 +59,11 @@ inline Job read_job(const char* path) {
         else if (key == "output_bytes") in >> job.output_bytes;
         else if (key == "output_fill") in >> job.output_fill;
         else if (key == "count") in >> job.count;
-        else if (key == "entry") in >> job.entry;
-        else if (key == "instructions") in >> job.instructions;
+        else if (key == "task") {
+            Task task{};
+            in >> task.entry >> task.instructions;
+            job.tasks.push_back(task);
+        }
         else if (key == "watchdog") in >> job.watchdog;
         else if (key == "max_cycles") in >> job.max_cycles;
         else if (key == "soft_reset") in >> job.soft_reset;
@@ -76,6 +83,7 @@ inline Job read_job(const char* path) {
         } else fail("unknown key in the job: " + key);
         if (in.fail()) fail("cannot read in the job: " + line);
     }
+    if (job.tasks.empty()) fail("the job has no task");
     return job;
 }
 

@@ -136,8 +136,8 @@ public:
         if (status != 0) dram.violations.add("STATUS is %u after a soft reset", status);
     }
 
-    Outcome run() {
-        set_up();
+    Outcome run(const Task& task) {
+        set_up(task);
         retire_cycles.clear();
         snapshots.clear();
         next_watch = 0;
@@ -235,17 +235,17 @@ private:
         progress_cycle = cycle;
     }
 
-    void set_up() {
+    void set_up(const Task& task) {
         write(REG_INTERRUPT_STATUS, 3);
         write(REG_INTERRUPT_ENABLE, 3);
         write64(REG_IMAGE_LO, REG_IMAGE_HI, dram.image.base);
         write(REG_IMAGE_BYTES, uint32_t(dram.image.bytes));
-        write(REG_PROGRAM, uint32_t(job.entry));
+        write(REG_PROGRAM, uint32_t(task.entry));
         write64(REG_INPUT_LO, REG_INPUT_HI, dram.input.base);
         write(REG_INPUT_BYTES, uint32_t(dram.input.bytes));
         write64(REG_OUTPUT_LO, REG_OUTPUT_HI, dram.output.base);
         write(REG_OUTPUT_BYTES, uint32_t(dram.output.bytes));
-        if (read(REG_INPUT_LO) != uint32_t(dram.input.base) || read(REG_PROGRAM) != uint32_t(job.entry))
+        if (read(REG_INPUT_LO) != uint32_t(dram.input.base) || read(REG_PROGRAM) != uint32_t(task.entry))
             dram.violations.add("a register does not read back what was written");
     }
 
