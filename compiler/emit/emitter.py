@@ -1,5 +1,6 @@
 """One task's stages to its program."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,7 +25,6 @@ from moevit.isa.formats import BLOCK_BYTES, DmaSource
 from moevit.numerics.activation import Activation
 from moevit.order import walks
 from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Input, Output, Task, Tensor
-
 
 OUTPUT_CHUNKS = 8  #: that a large output of the model is computed and copied in
 CHUNK_BYTES = 1 << 14  #: smaller ones would wait longer for the bus than it takes to copy them
@@ -216,7 +216,8 @@ class Emitter:
         if read or s.heads or s.residual or s.output not in {o.tensor for o in self.stages.graph.outputs}:
             return 0
         stride = layout.row_words(q.key_channels, self.config.columns, DTYPES[q.output.dtype][0])
-        tile = self.config.rows * max(1, self.config.axi_bytes // self.config.columns)  # whole bus words
+        tile_bytes, bus = self.config.rows * stride * self.config.columns, self.config.axi_bytes
+        tile = self.config.rows * (bus // math.gcd(bus, tile_bytes))  # whole bus words
         most = min(self.draft.memory.room() // 2, MAX_DMA_WORDS) // stride // tile
         wanted = max(s.rows // OUTPUT_CHUNKS, CHUNK_BYTES // (stride * self.config.columns))
         chunk = min(layout.ceil_div(wanted, tile), most) * tile
