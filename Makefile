@@ -18,6 +18,7 @@ INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constra
 .PHONY: help
 help:
 	@echo 'make demo        compile the shipped model, run it on real images, compare the simulators'
+	@echo 'make bench       cycles of the standing workloads on the Verilog; BENCH_ARGS for other ones'
 	@echo 'make test        the default tests'
 	@echo 'make test-slow   the tests that take minutes'
 	@echo 'make test-torch  the tests that train or export with torch'
@@ -29,6 +30,10 @@ help:
 .PHONY: demo
 demo: $(CORE)
 	$(PYTHON) -m moevit.cli.demo
+
+.PHONY: bench
+bench: $(CORE)
+	$(PYTHON) -m moevit.cli bench $(BENCH_ARGS)
 
 .PHONY: test
 test: $(TEST)

@@ -20,6 +20,7 @@ COMMANDS = {
     "simulate": "Run a container on one of the simulators.",
     "evaluate": "Compare a container's accuracy with onnxruntime's.",
     "ablate": "Measure each of the machine's techniques against the plain way.",
+    "bench": "Measure the standing workloads and what bounds them.",
     "inspect": "Show what a container holds: layers, code, memory map, scales.",
     "verilog": "Write a configuration's Verilog, memory map and register header.",
     "configs": "List the named configurations.",
