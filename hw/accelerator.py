@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from moevit.config import AcceleratorConfig
 from moevit.hw.interfaces import (
+    RING_COUNT_WIDTH,
     ActivationWriteSignature,
     AxiLiteSignature,
     AxiReadSignature,
@@ -35,6 +36,7 @@ from moevit.hw.units.read_mux import ReadMux
 from moevit.hw.units.retirement import NUMBER_WIDTH, Retirement
 from moevit.hw.units.streamer import Streamer
 from moevit.registers import ADDRESS_WIDTH, ErrorCode
+from moevit.trace import Mark
 
 FETCH, DMA = range(2)  #: clients of the shared read port
 FETCH_FIFO_BEATS = 32
@@ -47,9 +49,14 @@ def dma_axi_signature(config: AcceleratorConfig) -> wiring.Signature:
 
 
 def trace_members(config: AcceleratorConfig) -> dict[str, wiring.Member]:
-    """What a simulator watches to see every intermediate tensor: retirement, writes, and entries of queues."""
+    """What a simulator watches.
+
+    To see every intermediate tensor: retirement, writes, and entries of queues. To see where time goes: the marks of
+    ``trace.Mark``, the events, and the weight words in their ring.
+    """
     activation, operand = ActivationWriteSignature(config).members, OperandWriteSignature(config).members
-    members = {"trace_retire": Out(1)}
+    members = {"trace_retire": Out(1), "trace_marks": Out(len(Mark)), "trace_ring": Out(RING_COUNT_WIDTH)}
+    members |= {"trace_events": Out(all_events_layout().size)}
     for source, names, shapes in (
         ("act", ("valid", "pair", "mask", "data"), activation),
         ("load", ("valid", "pair", "mask", "data"), activation),
@@ -147,6 +154,7 @@ class Core(wiring.Component):
         self._compute(m)
         self._experts(m)
         self._weights(m)
+        self._events(m)
         self._faults(m)
         self._trace(m)
         return m
@@ -174,12 +182,33 @@ class Core(wiring.Component):
             self.done.eq(dispatch.done),
             self.retired.eq(retirement.retired_total),
             self.oldest.eq(retirement.oldest),
-            self.events.stream.eq(self.streamer.events),
-            self.events.load.eq(self.loader.events),
-            self.events.mac.eq(self.mac_array.events),
-            self.events.post.eq(self.post.events),
-            self.events.dma.eq(self.dma.events),
         ]
+
+    def _events(self, m):
+        """What the stages do in each cycle, and why one that has no instruction has none."""
+        events, dispatch = self.events, self.dispatch
+        started, fetch, order = Signal(), Signal(), Signal()
+        with m.If(self.start):
+            m.d.sync += started.eq(1)
+        m.d.sync += [fetch.eq(started & ~dispatch.blocked & ~dispatch.ended), order.eq(dispatch.blocked)]
+        nothing = {}
+        for stage, unit in (
+            ("stream", self.streamer),
+            ("load", self.loader),
+            ("mac", self.mac_array),
+            ("post", self.post),
+            ("dma", self.dma),
+        ):
+            m.d.comb += events[stage].eq(unit.events)
+            nothing[stage] = ~unit.events.as_value().any()
+        nothing_to_load = nothing["load"]
+        m.d.comb += events.mac.load.eq(nothing["mac"] & ~nothing_to_load)
+        nothing["mac"] &= nothing_to_load
+        for stage in ("stream", "load", "mac", "dma"):
+            m.d.comb += [
+                events[stage].fetch.eq(nothing[stage] & fetch),
+                events[stage].order.eq(nothing[stage] & order),
+            ]
 
     def _copies(self, m):
         """DMA_IN and DMA_OUT."""
@@ -296,7 +325,24 @@ class Core(wiring.Component):
                     ]
 
     def _trace(self, m):
-        m.d.comb += self.trace_retire.eq(self.retirement.retire)
+        m.d.comb += [
+            self.trace_retire.eq(self.retirement.retire),
+            self.trace_events.eq(self.events),
+            self.trace_ring.eq(self.streamer.ring_head - self.mac_array.ring_tail),
+        ]
+        units = {
+            "STREAM": self.streamer, "LOAD": self.loader, "MAC": self.mac_array, "POST": self.post, "DMA": self.dma,
+        }  # fmt: skip
+        for mark in Mark:
+            unit, _, name = mark.name.partition("_")
+            bit = self.trace_marks[mark]
+            if unit in units:
+                m.d.comb += bit.eq(units[unit].marks[name.lower()])
+        m.d.comb += [
+            self.trace_marks[Mark.FETCH].eq(self.dispatch.i_instr.valid & self.dispatch.i_instr.ready),
+            self.trace_marks[Mark.DISPATCH].eq(self.dispatch.sent),
+            self.trace_marks[Mark.RETIRE].eq(self.retirement.retire),
+        ]
         for source, port, address in (
             ("act", self.post.act_write, "pair"),
             ("load", self.loader.act_write, "pair"),

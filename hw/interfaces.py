@@ -8,6 +8,7 @@ from moevit.isa import INSTRUCTION_WIDTH, Instruction
 from moevit.isa.formats import ADDRESS, COUNT, QUEUE
 from moevit.numerics import fixed, route, softmax
 from moevit.registers import COUNTERS
+from moevit.trace import Mark
 
 ACTIVATION_READ_LATENCY = 2  #: cycles from an accepted request to its data
 OPERAND_READ_LATENCY = 3
@@ -195,8 +196,14 @@ class RowEntrySignature(wiring.Signature):
 
 
 def events_layout(stage: str) -> data.StructLayout:
-    """One bit per counter of a stage (see ``registers.COUNTERS``)."""
+    """One bit per counter of a stage (see ``registers.COUNTERS``); at most one is high."""
     return data.StructLayout({cause: 1 for s, cause, _ in COUNTERS if s == stage})
+
+
+def marks_layout(stage: str) -> data.StructLayout:
+    """One bit per ``trace.Mark`` of a stage, in lower case and without the stage's name."""
+    prefix = f"{stage.upper()}_"
+    return data.StructLayout({x.name.removeprefix(prefix).lower(): 1 for x in Mark if x.name.startswith(prefix)})
 
 
 class AxiReadSignature(wiring.Signature):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 DATA_WIDTH = 32
 IDENTITY = 0x4D4F4556  #: reads as "MOEV" with the most significant byte first
-VERSION = 0x0002_0000  #: major << 16 | minor of this map
+VERSION = 0x0003_0000  #: major << 16 | minor of this map
 
 
 class Status(enum.IntFlag):
@@ -52,27 +52,49 @@ class Register:
     doc: str
 
 
-#: One event per cycle each: (stage, cause, meaning). ``busy`` is useful work; the rest is why a stage waits.
+#: (stage, cause, meaning). In each cycle at most one cause of a stage counts. ``busy`` is useful work, the rest is why
+#: a stage waits; in what none counts it had nothing to do.
 COUNTERS: tuple[tuple[str, str, str], ...] = (
-    ("stream", "busy", "a word was written to a ring"),
-    ("stream", "ring", "data or a request waits for room in a ring"),
+    ("stream", "busy", "takes data from its ports"),
+    ("stream", "memory", "waits while K or V is written"),
+    ("stream", "ring", "waits for room in a ring"),
     ("stream", "dram", "waits for read data"),
     ("stream", "queue", "waits to know whether a queue is empty"),
-    ("load", "busy", "reads or writes a row"),
-    ("load", "dependency", "waits for the retired count"),
+    ("stream", "start", "works out what to read, or writes the last of it"),
+    ("stream", "fetch", "has no instruction: dispatch waits for one, or checks one"),
+    ("stream", "order", "has no instruction: a full queue keeps dispatch from handing one on"),
+    ("load", "busy", "reads or writes a word of a row"),
+    ("load", "memory", "waits for the activation memory"),
     ("load", "tile", "waits for a free A-tile buffer"),
-    ("load", "norm", "waits for LayerNorm parameters"),
     ("load", "scores", "waits for the scores of a row tile"),
-    ("load", "queue", "waits to know whether an empty queue's words were streamed"),
+    ("load", "norm", "waits for LayerNorm parameters"),
+    ("load", "dependency", "waits for the retired count"),
+    ("load", "queue", "waits for a queue's entries, or to know whether an empty queue's words were streamed"),
+    ("load", "pipeline", "has its rows on their way from reading to writing"),
+    ("load", "start", "takes an instruction, works out what to do, or ends it"),
+    ("load", "array", "has an instruction that the array's queue has no room for"),
+    ("load", "fetch", "has no instruction: dispatch waits for one, or checks one"),
+    ("load", "order", "has no instruction: a full queue keeps dispatch from handing one on"),
     ("mac", "busy", "the array takes a step"),
     ("mac", "tile", "waits for an A tile"),
     ("mac", "ring", "waits for a weight word"),
     ("mac", "drain", "waits for the previous tile to drain"),
     ("mac", "post", "waits for POST to finish an earlier instruction, or an earlier row tile of a gate"),
+    ("mac", "start", "works out the passes of an instruction"),
+    ("mac", "load", "has no instruction: the loader holds its next one back, or is at work for others"),
+    ("mac", "fetch", "has no instruction, nor has the loader: dispatch waits for one, or checks one"),
+    ("mac", "order", "has no instruction, nor has the loader: a full queue keeps dispatch from handing one on"),
     ("post", "busy", "takes a row of accumulators"),
+    ("post", "rows", "waits for the rows of an instruction"),
+    ("post", "pipeline", "has all rows of its instructions, of which the last are on their way"),
     ("dma", "busy", "moves data"),
     ("dma", "dependency", "waits for the retired count"),
     ("dma", "dram", "waits for the bus"),
+    ("dma", "memory", "waits for the activation memory"),
+    ("dma", "start", "works out what to move, and whether it may"),
+    ("dma", "pipeline", "has its data on their way"),
+    ("dma", "fetch", "has no instruction: dispatch waits for one, or checks one"),
+    ("dma", "order", "has no instruction: a full queue keeps dispatch from handing one on"),
 )
 
 _HEAD: tuple[tuple[str, Access, str], ...] = (

@@ -109,12 +109,12 @@ def layer_cycles(program: Program, task: Task, runs: list[ImageRun]) -> tuple[La
 
 
 def stage_cycles(runs: list[ImageRun]) -> dict[str, dict[str, float]]:
-    """Per stage, cycles by cause on average over the runs; ``idle`` is the rest."""
+    """Per stage, cycles by cause on average over the runs; ``idle`` is the rest, in which it had nothing to do."""
     out: dict[str, dict[str, float]] = {}
     for stage, causes in runs[0].counters.items():
         out[stage] = {cause: sum(run.counters[stage][cause] for run in runs) / len(runs) for cause in causes}
         total = sum(run.cycles for run in runs) / len(runs)
-        out[stage]["idle"] = max(0.0, total - sum(out[stage].values()))
+        out[stage]["idle"] = total - sum(out[stage].values())
     return out
 
 

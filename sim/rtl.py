@@ -31,6 +31,11 @@ Progress = Callable[[int], None]
 WATCHDOG_CYCLES = 200_000  #: without a transfer, a write of POST or a retiring instruction: the machine hangs
 OUTPUT_FILL = 0xA5  #: what the output buffer holds before a run, so that bytes nobody writes show
 OPERAND = "operand"
+#: what the harness says of a run: at which cycle, what (a ``trace.Mark`` or one of the next ones), and how much of it
+RECORD = np.dtype([("cycle", "<u8"), ("kind", "<u4"), ("value", "<u4")])
+RECORD_RING = 64  #: words in the weight ring
+RECORD_CAUSES = 128  #: + counter: its cycles since the retirement before; a stage's idle ones are behind the counters
+RECORD_TILE_LOADS = 256  #: + counter of the loader, or its idle: of those, in which the array waited for a tile
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class ImageRun:
     hung: bool
     violations: tuple[str, ...]
     region_bytes: tuple[int, ...] = ()
+    #: by stage, cycles without a cause, which the harness has counted
+    idle: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -86,6 +93,7 @@ class RawRun:
     operand: Bytes | None  #: [B, operand words * C * K], of K and V
     simulated_cycles: int
     wall_s: float
+    timeline: NDArray | None = None  #: of the first input; of RECORD
 
 
 def run_raw(
@@ -102,6 +110,7 @@ def run_raw(
     memories: bool = False,
     dram: DramModel | None = None,
     trace: Path | None = None,
+    timeline: bool = False,
     workers: int = 1,
     max_cycles: int | None = None,
     watchdog_cycles: int = WATCHDOG_CYCLES,
@@ -125,6 +134,7 @@ def run_raw(
     memories : whether to return what the memories hold at the end
     dram : the memory model; the configuration's default when None
     trace : an FST file to write the waveform to
+    timeline : whether to record what the machine does when, for the first input
     workers : processes that the inputs are shared out to
     max_cycles, watchdog_cycles : when a run counts as hung
     output_fill : what every byte of the output buffer is before a run
@@ -167,7 +177,7 @@ def run_raw(
 
         def job(i: int) -> _JobResult:
             part = inputs[edges[i] : edges[i + 1]]
-            return _run_job(program, folder, i, text, part, memories, progress)
+            return _run_job(program, folder, i, text, part, memories, timeline and i == 0, progress)
 
         with ThreadPoolExecutor(workers) as pool:
             results = list(pool.map(job, range(workers)))
@@ -180,7 +190,8 @@ def run_raw(
         activation, operand = both[:, :size], both[:, size:]
     outputs = np.concatenate([result.outputs for result in results]).reshape(len(complete), output_bytes)
     total = sum(result.total_cycles for result in results)
-    return RawRun(tuple(complete), outputs, snapshots, activation, operand, total, time.monotonic() - started)
+    wall_s = time.monotonic() - started
+    return RawRun(tuple(complete), outputs, snapshots, activation, operand, total, wall_s, results[0].timeline)
 
 
 @dataclass(frozen=True)
@@ -190,15 +201,19 @@ class _JobResult:
     snapshots: list[Bytes]  # per image
     memories: Bytes
     total_cycles: int
+    timeline: NDArray | None
 
 
 def _run_job(
-    program: Path, folder: Path, number: int, text: str, inputs: Bytes, memories: bool, progress: Progress | None
-) -> _JobResult:
+    program: Path, folder: Path, number: int, text: str, inputs: Bytes, memories: bool, timeline: bool,
+    progress: Progress | None,
+) -> _JobResult:  # fmt: skip
     """One process of the harness."""
-    paths = {k: folder / f"{number}.{k}" for k in ("job", "inputs", "outputs", "snapshots", "memories", "errors")}
+    files = ("job", "inputs", "outputs", "snapshots", "memories", "timeline", "errors")
+    paths = {k: folder / f"{number}.{k}" for k in files}
     paths["inputs"].write_bytes(np.ascontiguousarray(inputs).tobytes())
-    names = ["inputs", "outputs", "snapshots", *(["memories"] if memories else [])]
+    wanted = {"memories": memories, "timeline": timeline}
+    names = ["inputs", "outputs", "snapshots", *(name for name, want in wanted.items() if want)]
     text += f"image {folder / 'image'}\ncount {len(inputs)}\n" + "".join(f"{n} {paths[n]}\n" for n in names)
     paths["job"].write_text(text)
     answers = []
@@ -230,7 +245,7 @@ def _run_job(
     empty = np.zeros(0, np.uint8)
     return _JobResult(
         [_image_run(a) for a in answers], read("outputs"), snapshots, read("memories") if memories else empty,
-        answers[-1]["total_cycles"],
+        answers[-1]["total_cycles"], np.fromfile(paths["timeline"], RECORD) if timeline else None,
     )  # fmt: skip
 
 
@@ -256,6 +271,7 @@ def _image_run(answer: dict) -> ImageRun:
         hung=answer["hung"],
         violations=tuple(answer["violations"]),
         region_bytes=tuple(answer["regions"]),
+        idle=dict(zip(counters, answer["idle"], strict=True)),
     )
 
 
@@ -290,6 +306,7 @@ class RtlRun:
     lengths: Lengths
     simulated_cycles: int
     wall_s: float
+    timeline: NDArray | None = None  #: of the first input; of RECORD
 
 
 class RtlSimulator:
@@ -329,8 +346,12 @@ class RtlSimulator:
         self._experts = ExpertBlocks(self.config, self.instructions)
         self.executable = verilate.build(self.config, trace_waves=trace is not None)
 
-    def run(self, inputs: Bytes, *, tensors: bool = False, progress: Progress | None = None) -> RtlRun:
+    def run(
+        self, inputs: Bytes, *, tensors: bool = False, timeline: bool = False, progress: Progress | None = None
+    ) -> RtlRun:
         """Run inputs [B, input bytes]; with ``tensors``, keep every piece of every tensor as it is written.
+
+        With ``timeline``, record what the machine does when for the first input.
 
         Raises
         ------
@@ -342,7 +363,7 @@ class RtlSimulator:
         raw = run_raw(
             self.config, self.program.image, self.task.entry, self.task.instructions, inputs, self.task.output_bytes,
             watches=[*queues, *(self._watch(t, p) for t, p in wanted)], regions=self._experts.regions, dram=self.dram,
-            trace=self.trace, workers=self.workers, executable=self.executable, progress=progress,
+            trace=self.trace, timeline=timeline, workers=self.workers, executable=self.executable, progress=progress,
         )  # fmt: skip
         for i, image in enumerate(raw.images):
             require_ok(image, self.instructions, where=f"rtl, image {i}")
@@ -354,7 +375,10 @@ class RtlSimulator:
             (t.name, p): pieces.extract(t, p, data, self.config)
             for (t, p), data in zip(wanted, raw.snapshots[len(queues) :], strict=True)
         }
-        return RtlRun(self._shared(raw.images, lengths), raw.outputs, values, lengths, raw.simulated_cycles, raw.wall_s)
+        return RtlRun(
+            self._shared(raw.images, lengths), raw.outputs, values, lengths, raw.simulated_cycles, raw.wall_s,
+            raw.timeline,
+        )  # fmt: skip
 
     def _shared(self, images: Sequence[ImageRun], lengths: Lengths) -> tuple[ImageRun, ...]:
         """With the weight bytes shared out to what needed them."""

@@ -32,7 +32,8 @@ _log = logging.getLogger(__name__)
 
 TOP = "moevit"  #: the top module
 _HARNESS = Path(__file__).parent / "rtl"
-_CONTRACTS = ("config.py", "layout.py", "registers.py", "isa", "numerics")  #: what the generator reads of moevit/
+#: what the generator reads of moevit/
+_CONTRACTS = ("config.py", "layout.py", "registers.py", "trace.py", "isa", "numerics")
 _VERILATOR_OPTIONS = (
     "--cc", "--exe", "--build", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "-Wno-fatal",
     "-Wno-lint", "-Wno-style", "--output-split", "20000", "--top-module", TOP, "--prefix", f"V{TOP}",
@@ -167,12 +168,19 @@ def _ports(config: AcceleratorConfig) -> str:
         "REGISTER_IDENTITY": registers.IDENTITY,
         **{f"STATUS_{s.name}": int(s) for s in registers.Status},
     }
+    masks: dict[str, int] = {}  # of a stage's events, which are in the order of the counters
+    for i, (stage, _, _) in enumerate(registers.COUNTERS):
+        masks[stage] = masks.get(stage, 0) | 1 << i
+    of = {stage + cause: i for i, (stage, cause, _) in enumerate(registers.COUNTERS)}
+    constants |= {"STAGES": len(masks), "STAGE_LOAD": [*masks].index("load"), "EVENT_MAC_TILE": of["mactile"]}
+    assert len(registers.COUNTERS) <= 64, "the harness takes them as one word"
     head = (r for r in registers.REGISTERS if r.offset < registers.COUNTER_BASE)
     offsets = {f"REG_{r.name}": r.offset for r in head}
     ports = ["dma", *(f"w{p}" for p in range(config.weight_ports))]
     lines = ["#pragma once", "#include <cstdint>"]
     lines += [f"constexpr int {name} = {value};" for name, value in constants.items()]
     lines += [f"constexpr uint32_t {name} = {value};" for name, value in offsets.items()]
+    lines += ["constexpr uint64_t STAGE_MASKS[] = {" + ", ".join(f"0x{m:x}u" for m in masks.values()) + "};"]
     lines += [f"constexpr uint64_t CONFIG_DIGEST = 0x{config.digest:016x}u;"]
     lines += ["#define MOEVIT_READ_PORTS(X) " + " ".join(f"X({p})" for p in ports)]
     return "\n".join(lines) + "\n"

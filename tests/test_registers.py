@@ -15,7 +15,7 @@ GOLDEN_OFFSETS = {
     "IMAGE_LO": 0x28, "IMAGE_HI": 0x2C, "IMAGE_BYTES": 0x30, "PROGRAM": 0x34,
     "INPUT_LO": 0x38, "INPUT_HI": 0x3C, "INPUT_BYTES": 0x40,
     "OUTPUT_LO": 0x44, "OUTPUT_HI": 0x48, "OUTPUT_BYTES": 0x4C,
-    "RETIRED": 0x50, "CYCLES": 0x54, "COUNT_STREAM_BUSY": 0x100, "COUNT_DMA_DRAM": 0x148,
+    "RETIRED": 0x50, "CYCLES": 0x54, "COUNT_STREAM_BUSY": 0x100, "COUNT_DMA_ORDER": 0x19C,
 }  # fmt: skip
 
 GOLDEN_CODES = (
@@ -27,7 +27,7 @@ GOLDEN_CODES = (
 
 def test_offsets():
     assert GOLDEN_OFFSETS.items() <= OFFSETS.items()
-    assert registers.VERSION == 0x0002_0000
+    assert registers.VERSION == 0x0003_0000
     offsets = [r.offset for r in REGISTERS]
     assert len({*offsets}) == len({*OFFSETS}) == len(REGISTERS)
     assert all(o % 4 == 0 and o < 1 << registers.ADDRESS_WIDTH for o in offsets)

@@ -242,6 +242,12 @@ class Dispatch(wiring.Component):
     fault : Out(1), fault_code : Out(ErrorCode)
         ILLEGAL_INSTRUCTION or OPERAND_RANGE: ``number`` cannot be executed. Nothing more is dispatched; stays
         until reset.
+    blocked : Out(1)
+        The instruction at hand waits for room in its unit's queue, or in retirement's.
+    ended : Out(1)
+        There are no more: END or a fault.
+    sent : Out(1)
+        The instruction at hand goes to its unit.
     number : Out(24)
         The instruction at hand, or the last one.
     compute_number : Out(24)
@@ -271,6 +277,9 @@ class Dispatch(wiring.Component):
             "done": Out(1),
             "fault": Out(1),
             "fault_code": Out(ERROR_WIDTH),
+            "blocked": Out(1),
+            "ended": Out(1),
+            "sent": Out(1),
             "number": Out(NUMBER_WIDTH),
             "compute_number": Out(NUMBER_WIDTH),
         })  # fmt: skip
@@ -324,14 +333,18 @@ class Dispatch(wiring.Component):
                     with m.Else():
                         m.next = "ROUTE"
             with m.State("ROUTE"):
-                with m.If(self._route(m, opcode, queue)):
+                m.d.comb += [self.sent.eq(self._route(m, opcode, queue)), self.blocked.eq(~self.sent)]
+                with m.If(self.sent):
                     m.next = "TAKE"
             with m.State("END"):
+                m.d.comb += self.ended.eq(1)
                 m.next = "DRAIN"
             with m.State("DRAIN"):
+                m.d.comb += self.ended.eq(1)
                 with m.If(quiet):
                     m.d.sync += self.done.eq(1)
             with m.State("FAULT"):
+                m.d.comb += self.ended.eq(1)
                 m.d.sync += self.fault.eq(1)
         return m
 

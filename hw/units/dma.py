@@ -14,10 +14,12 @@ from moevit.hw.interfaces import (
     InstructionStream,
     events_layout,
     instruction_layout,
+    marks_layout,
     read_data_signature,
     request_signature,
     write_data_signature,
 )
+from moevit.hw.units.events import raise_first
 from moevit.isa import INSTRUCTION_WIDTH, DmaIn, DmaOut
 from moevit.isa.formats import BYTE_ADDRESS, DmaSource
 
@@ -143,6 +145,7 @@ class DmaCopyIn(wiring.Component):
     start : In(1); job : In(JOB_WIDTH), address : In, of the first run, and run_bytes : In stay while busy
     busy : Out(1), from the cycle after start until the last byte is written
     moving, starved : Out(1), a move was made; one was not because data is missing
+    planned : Out(1), the next move is known
     o_request, i_data, act_write : as in Dma
 
     Throughput: a run takes a cycle, and one more for each move; at least two.
@@ -173,6 +176,7 @@ class DmaCopyIn(wiring.Component):
             "busy": Out(1),
             "moving": Out(1),
             "starved": Out(1),
+            "planned": Out(1),
             "o_request": Out(request_signature(config)),
             "i_data": In(read_data_signature(config)),
             "act_write": Out(ActivationWriteSignature(config)),
@@ -322,6 +326,7 @@ class DmaCopyIn(wiring.Component):
             beats.r_en.eq(advance),
             self.moving.eq(take),
             self.starved.eq(plans.r_rdy & ~there),
+            self.planned.eq(plans.r_rdy),
         ]
         with m.If(advance):
             # At the end of a run what is left of its last bus word is dropped, whichever of the two that is.
@@ -515,7 +520,8 @@ class Dma(wiring.Component):
         output_range fault, a DMA_IN whose runs are longer than the activation memory can be an
         activation_range one
     busy : Out(1), an instruction is queued or under way
-    events : Out(events_layout("dma"))
+    events : Out(events_layout("dma")), a cycle late; without ``fetch`` and ``order``
+    marks : Out(marks_layout("dma"))
 
     Latency: 11 cycles from a DMA_IN without loops to its first request, and one for each bit of the loops'
     last indices (segments - 1, count0 - 1, count1 - 1); 7 for a DMA_OUT.
@@ -544,6 +550,7 @@ class Dma(wiring.Component):
             "faults": Out(FAULTS_LAYOUT),
             "busy": Out(1),
             "events": Out(events_layout("dma")),
+            "marks": Out(marks_layout("dma")),
         })
 
     def elaborate(self, platform):
@@ -601,10 +608,13 @@ class Dma(wiring.Component):
     def _sequence(self, m, queue, extents, copy_in, copy_out, job, is_out, check, wrong):
         reached = Signal()
         m.d.sync += reached.eq(~(self.retired - job_view(DmaIn, job).wait)[15])
-        m.d.comb += self.busy.eq(1)
+        waits = Signal(self.events.shape())  # for what it is to wait for; several may hold
+        writing, reading = self.act_write, self.act_read
+        m.d.comb += [self.busy.eq(1), waits.start.eq(1), self.marks.done.eq(self.done)]
         with m.FSM(name="dma"):
             with m.State("IDLE"):
-                m.d.comb += [queue.r_en.eq(1), self.busy.eq(queue.r_rdy)]
+                m.d.comb += [queue.r_en.eq(1), self.busy.eq(queue.r_rdy), waits.start.eq(queue.r_rdy)]
+                m.d.comb += self.marks.take.eq(queue.r_rdy)
                 m.d.sync += [job.eq(queue.r_data), is_out.eq(queue.r_data[:8] == DmaOut.opcode)]
                 with m.If(queue.r_rdy):
                     m.next = "START"
@@ -618,8 +628,9 @@ class Dma(wiring.Component):
                 m.d.comb += check.eq(1)
                 m.next = "WAIT"
             with m.State("WAIT"):
-                m.d.comb += self.events.dependency.eq(~reached)
+                m.d.comb += waits.dependency.eq(~reached)
                 with m.If(reached):
+                    m.d.comb += self.marks.first.eq(1)
                     with m.If(wrong.as_value().any()):
                         m.next = "FAULT"
                     with m.Elif(is_out):
@@ -629,18 +640,27 @@ class Dma(wiring.Component):
                         m.d.comb += copy_in.start.eq(1)
                         m.next = "IN"
             with m.State("IN"):
-                m.d.comb += [self.events.busy.eq(copy_in.moving), self.events.dram.eq(copy_in.starved)]
+                m.d.comb += [
+                    waits.busy.eq(copy_in.moving),
+                    waits.dram.eq(copy_in.starved),
+                    waits.memory.eq(copy_in.planned | (writing.valid & ~writing.ready)),
+                    waits.pipeline.eq(1),
+                ]
                 with m.If(~copy_in.busy):
                     m.d.comb += self.done.eq(1)
                     m.next = "IDLE"
             with m.State("OUT"):
                 # Neither moving: the write port is not ready, or all is sent and its answers are awaited.
                 m.d.comb += [
-                    self.events.busy.eq(copy_out.moving),
-                    self.events.dram.eq(~copy_out.moving & ~self.act_read.valid),
+                    waits.busy.eq(copy_out.moving),
+                    waits.dram.eq(~reading.valid),
+                    waits.memory.eq(reading.valid & ~reading.ready),
+                    waits.pipeline.eq(1),
                 ]
                 with m.If(self.write_done):
                     m.d.comb += self.done.eq(1)
                     m.next = "IDLE"
             with m.State("FAULT"):
                 m.d.comb += self.faults.eq(wrong)
+        causes = ("busy", "dependency", "dram", "memory", "pipeline", "start")
+        raise_first(m, self.events, {cause: waits[cause] for cause in causes})

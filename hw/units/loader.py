@@ -24,8 +24,10 @@ from moevit.hw.interfaces import (
     TileWriteSignature,
     events_layout,
     instruction_layout,
+    marks_layout,
 )
 from moevit.hw.units.context_loader import ContextLoader, cover_steps
+from moevit.hw.units.events import raise_first
 from moevit.hw.units.keep_writer import KeepWriter
 from moevit.hw.units.probability_buffer import ProbabilityBuffer
 from moevit.hw.units.queue_rows import QueueRows
@@ -100,7 +102,8 @@ class Loader(wiring.Component):
     tile_filled : pulse with the last write of a buffer (if P.V is short: with its last row scale; with ``keep``:
         the cycle after the last of its rows' words is in the activation memory)
     tile_freed : pulse: the array has issued the last read of a buffer
-    events : counters; at most one bit is high
+    events : counters, a cycle late; without ``fetch`` and ``order``
+    marks : for a simulator's trace
 
     Latency: from the cycle an instruction is taken, START_LATENCY cycles (one more with LayerNorm) to the
     first read; COPY_LATENCY (3) to the tile write of a copied word, ``norm_latency`` (tiny 59, zcu104 61)
@@ -139,6 +142,7 @@ class Loader(wiring.Component):
                 "tile_filled": Out(1),
                 "tile_freed": In(1),
                 "events": Out(events_layout("load")),
+                "marks": Out(marks_layout("load")),
             }
         )
 
@@ -189,13 +193,15 @@ class Loader(wiring.Component):
                 Mux(context.o_tile.valid, getattr(context.o_tile, name), getattr(rows.o_tile, name))
             )
 
-        busy = (rows.busy & ~rows.waiting) | context.busy | keep.busy
-        m.d.comb += self.events.busy.eq(busy)
+        waits = Signal(self.events.shape())  # for what the state is to wait for; several may hold
+        m.d.comb += waits.start.eq(1)
         with m.FSM(name="state"):
             with m.State("IDLE"):
                 m.d.comb += [
                     self.i_instr.ready.eq(array_queue.w_rdy),
                     take.eq(self.i_instr.valid & array_queue.w_rdy),
+                    waits.start.eq(take),
+                    waits.array.eq(self.i_instr.valid & ~array_queue.w_rdy),
                 ]
                 with m.If(take):
                     m.next = "PLAN"
@@ -204,7 +210,7 @@ class Loader(wiring.Component):
                 m.next = "DEPENDENCY"
             with m.State("DEPENDENCY"):
                 behind = (self.retired - plan.wait)[15]
-                m.d.comb += self.events.dependency.eq(behind)
+                m.d.comb += waits.dependency.eq(behind)
                 with m.If(~behind):
                     with m.If(plan.queued):
                         m.next = "COUNT"
@@ -213,33 +219,55 @@ class Loader(wiring.Component):
                     with m.Else():
                         m.next = "JOBS"
             with m.State("NORM"):
-                m.d.comb += self.events.norm.eq(~norm_ready)
+                m.d.comb += waits.norm.eq(~norm_ready)
                 with m.If(norm_ready):
                     m.next = "JOBS"
             with m.State("JOBS"):
                 m.d.comb += [
                     run.eq(1),
-                    self.events.tile.eq((no_buffer | rows.waiting) & ~busy),
-                    self.events.scores.eq(no_scores & ~busy),
+                    waits.tile.eq(no_buffer | rows.waiting),
+                    waits.scores.eq(no_scores),
                 ]
                 with m.If(done & ~rows.busy & context.idle & ~keep.busy):
                     m.d.comb += finish.eq(1)
                     m.next = "IDLE"
-            self._queue_states(m, word, plan, send)
+            ends_empty = self._queue_states(m, word, plan, send, waits)
+        self._watch(m, take, finish | ends_empty, waits)
         return m
+
+    def _watch(self, m: Module, take, ends, waits) -> None:
+        """What is said of each cycle."""
+        rows, context, keep = m.submodules.rows, m.submodules.context, m.submodules.keep
+        refused = self.act.valid & ~self.act.ready | self.act_write.valid & ~self.act_write.ready
+        raise_first(m, self.events, {
+            "busy": rows.reads | self.o_tile.valid | self.act_write.valid & self.act_write.ready,
+            "memory": refused,
+            "tile": waits.tile,
+            "queue": waits.queue | rows.seeks,
+            "scores": waits.scores,
+            "pipeline": rows.busy | ~context.idle | keep.busy,
+            **{name: waits[name] for name in ("norm", "dependency", "array", "start")},
+        })  # fmt: skip
+        unread = Signal()  # nothing of the instruction has been
+        with m.If(take | rows.reads):
+            m.d.sync += unread.eq(take)
+        m.d.comb += [self.marks.take.eq(take), self.marks.first.eq(unread & rows.reads), self.marks.last.eq(ends)]
 
     @staticmethod
     def _is(kind, word: Value) -> Value:
         return word[:OPCODE_WIDTH] == kind.opcode
 
-    def _queue_states(self, m: Module, word: Signal, plan, send: Signal) -> None:
-        """From the retired count to the jobs of a queue's instruction, which goes on to the array here."""
+    def _queue_states(self, m: Module, word: Signal, plan, send: Signal, waits) -> Signal:
+        """From the retired count to the jobs of a queue's instruction, which goes on to the array here.
+
+        Returns whether one of an empty queue has.
+        """
         linear = data.View(instruction_layout(Linear), word)
         start = m.submodules.queue_rows.start
         count, over, empty = Signal(COUNT), Signal(), Signal()
         cycle = Signal(range(QUEUE_COUNT_LATENCY))
         owed = Signal(3)  # bits of ``i_brought`` of instructions that did not wait for theirs
-        owe, repay, needed = Signal(), Signal(), Signal()
+        owe, repay, needed, sent_empty = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             self.queue.queue.eq(linear.queue),
             self.queue.start.eq(start),
@@ -269,7 +297,7 @@ class Loader(wiring.Component):
                 m.d.sync += linear.n_rows.eq(count)
                 m.next = "SEND"
             with m.Else():
-                m.d.comb += self.events.queue.eq(1)
+                m.d.comb += waits.queue.eq(1)
         with m.State("SEND"):
             m.d.comb += send.eq(1)
             m.next = "JOBS"
@@ -279,12 +307,13 @@ class Loader(wiring.Component):
                 m.d.sync += [linear.n_rows.eq(0), linear.release.eq(self.i_brought.payload)]
                 m.next = "SEND_EMPTY"
             with m.Else():
-                m.d.comb += self.events.queue.eq(1)
+                m.d.comb += waits.queue.eq(1)
         with m.State("SEND_EMPTY"):
-            m.d.comb += send.eq(1)
+            m.d.comb += [send.eq(1), sent_empty.eq(1)]
             m.next = "IDLE"
         with m.State("STOPPED"):
             pass  # until the machine is reset
+        return sent_empty
 
     def _plan(self, m: Module, word: Signal) -> data.View:
         """What the jobs need of the instruction, in registers, from the cycle after it is taken."""

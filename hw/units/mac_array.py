@@ -14,6 +14,7 @@ from moevit.hw.interfaces import (
     RowSignature,
     TileReadSignature,
     events_layout,
+    marks_layout,
 )
 from moevit.hw.units.arithmetic import delay
 from moevit.hw.units.dot_product import DotProduct, dot_latency, row_latency
@@ -57,7 +58,8 @@ class MacArray(wiring.Component):
         cycles later or after that
     ring_tail : Out(RING_COUNT_WIDTH), weight words freed; a word may be overwritten as soon as it is counted
     o_rows : Out(RowSignature)
-    events : Out(events_layout("mac")), at most one in a cycle; none while there is nothing to do
+    events : Out(events_layout("mac")), a cycle late; none while there is no instruction
+    marks : Out(marks_layout("mac")), the first and the last step of an instruction
 
     Numerics: ``numerics.int_matmul`` of each tile, modulo 2**32.
     Latency: ``START_LATENCY`` cycles from an instruction to its first reads, then ``row_delay`` from a tile's
@@ -86,6 +88,7 @@ class MacArray(wiring.Component):
             "ring_words": In(17), "ring_head": In(RING_COUNT_WIDTH), "ring_tail": Out(RING_COUNT_WIDTH),
             "o_rows": Out(RowSignature(config)),
             "events": Out(events_layout("mac")),
+            "marks": Out(marks_layout("mac")),
         })
 
     def elaborate(self, platform) -> Module:
@@ -99,8 +102,8 @@ class MacArray(wiring.Component):
         connect(m, setup.o_instr, flipped(self.o_instr))
         connect(m, setup.o_job, passes.i_job)
         connect(m, passes.o_pass, sequencer.i_pass)
-        blocked = Signal()
-        m.d.sync += blocked.eq(setup.blocked)
+        blocked, starting, steps = Signal(), Signal(), Signal()
+        m.d.sync += [blocked.eq(setup.blocked), starting.eq(setup.busy | passes.o_pass.valid)]
         m.d.comb += [
             sequencer.tile_filled.eq(self.tile_filled),
             self.tile_freed.eq(sequencer.tile_freed),
@@ -112,8 +115,18 @@ class MacArray(wiring.Component):
             sequencer.ring_head.eq(self.ring_head),
             self.ring_tail.eq(sequencer.ring_tail),
             self.events.eq(sequencer.events),
-            self.events.post.eq(sequencer.events.post | blocked & ~sequencer.events.as_value().any()),
+            steps.eq(sequencer.events.as_value().any()),
+            self.events.post.eq(sequencer.events.post | blocked & ~steps),
+            self.events.start.eq(starting & ~blocked & ~steps),
         ]
+        fresh, last = Signal(init=1), Signal()
+        m.d.comb += [
+            last.eq(sequencer.step.last & sequencer.step.meta.last),
+            self.marks.first.eq(sequencer.valid & fresh),
+            self.marks.last.eq(sequencer.valid & last),
+        ]
+        with m.If(sequencer.valid):
+            m.d.sync += fresh.eq(last)
         self._multiply(m, sequencer, dot)
         self._drain(m, sequencer, dot)
         return m

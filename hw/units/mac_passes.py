@@ -84,6 +84,7 @@ class InstructionSetup(wiring.Component):
     i_instr, o_instr : In and Out(InstructionStream); an instruction is taken when POST takes it
     o_job : Out(stream.Signature(Job))
     blocked : Out(1), an instruction is there and POST does not take it
+    busy : Out(1), one is being taken or its constants are on their way
 
     Latency: 3 cycles. Throughput: an instruction every 4 cycles.
     """
@@ -92,7 +93,7 @@ class InstructionSetup(wiring.Component):
         self._config = config
         super().__init__({
             "i_instr": In(InstructionStream), "o_instr": Out(InstructionStream),
-            "o_job": Out(stream.Signature(Job)), "blocked": Out(1),
+            "o_job": Out(stream.Signature(Job)), "blocked": Out(1), "busy": Out(1),
         })
 
     def elaborate(self, platform) -> Module:
@@ -112,6 +113,7 @@ class InstructionSetup(wiring.Component):
             self.i_instr.ready.eq(self.o_instr.ready & idle),
             self.blocked.eq(self.o_instr.valid & ~self.o_instr.ready),
             take.eq(self.i_instr.valid & self.i_instr.ready),
+            self.busy.eq(take | ~idle),
         ]
         is_linear = self.i_instr.payload[:OPCODE_WIDTH] == Linear.opcode
         no_rows = linear.n_rows == 0  # only where the loader has found an empty queue

@@ -25,9 +25,11 @@ from moevit.hw.interfaces import (
     StagedSignature,
     TileMeta,
     events_layout,
+    marks_layout,
 )
 from moevit.hw.units import activation, kv_writer, post_addresses, post_output, requantise, route, softmax
 from moevit.hw.units.arithmetic import delay
+from moevit.hw.units.events import raise_first
 from moevit.hw.units.post_banks import PostBanks, Settings
 from moevit.isa.formats import COUNT, OutputType
 from moevit.numerics.activation import Activation
@@ -96,7 +98,8 @@ class Post(wiring.Component):
     route_freed : Out(1), pulse: a row tile of a gate has been worked off; at most two may be on their way
     retire : Out(1), one cycle per instruction, in order
     busy : Out(1), an instruction has not retired
-    events : Out(events_layout("post"))
+    events : Out(events_layout("post")), a cycle late
+    marks : Out(marks_layout("post"))
     fault_activation : Out(1), one-cycle pulse: a word beyond the activation memory; the access was not made
     fault_operand : Out(1), one-cycle pulse: a K/V word beyond the operand memory (not written), or K/V tiles
         faster than the KvWriter's throughput
@@ -126,6 +129,7 @@ class Post(wiring.Component):
                 "retire": Out(1),
                 "busy": Out(1),
                 "events": Out(events_layout("post")),
+                "marks": Out(marks_layout("post")),
                 "fault_activation": Out(1),
                 "fault_operand": Out(1),
             }
@@ -162,9 +166,23 @@ class Post(wiring.Component):
             self.retire.eq(banks.retire),
             self.post_tail.eq(banks.post_tail),
             self.busy.eq(banks.busy | writer.busy),
-            self.events.busy.eq(self.i_rows.valid),
         ]
+        self._watch(m, rows)
         return m
+
+    def _watch(self, m, rows) -> None:
+        """What is said of each cycle."""
+        awaited, fresh = Signal(2), Signal(init=1)  # instructions whose last row has not come; nor any of the next
+        last = rows.is_last(0)
+        m.d.sync += awaited.eq(awaited + (self.i_instr.valid & self.i_instr.ready) - last)
+        raise_first(m, self.events, {"busy": self.i_rows.valid, "rows": awaited.any(), "pipeline": self.busy})
+        with m.If(self.i_rows.valid):
+            m.d.sync += fresh.eq(last)
+        m.d.comb += [
+            self.marks.first.eq(self.i_rows.valid & fresh),
+            self.marks.last.eq(last),
+            self.marks.done.eq(self.retire),
+        ]
 
     def _first_stage(self, m, rows, first) -> None:
         config, lanes = self.config, range(self.config.columns)

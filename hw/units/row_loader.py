@@ -60,6 +60,7 @@ class RowLoader(wiring.Component):
     hold, entered : what is normalised may not go on in this cycle; a word has, and cannot be held any more
     ready : the reads of the previous tile have all been accepted
     busy : tiles are started that are not filled
+    reads, seeks : a word's read is accepted; the place of the next row is not known yet
     waiting : nothing is read or written because a tile that is normalised waits for ``go``
 
     Numerics: a copy, or ``numerics.layernorm.layernorm`` or ``affine``.
@@ -96,6 +97,8 @@ class RowLoader(wiring.Component):
                 "begin": Out(1),
                 "ready": Out(1),
                 "busy": Out(1),
+                "reads": Out(1),
+                "seeks": Out(1),
                 "waiting": Out(1),
             }
         )
@@ -137,6 +140,7 @@ class RowLoader(wiring.Component):
             unit.hold.eq(self.hold),
             self.entered.eq(unit.freed),
             self.begin.eq(unit.begin),
+            self.reads.eq(accepted),
             self.waiting.eq(unit.waiting & ~arithmetic.delay(m, accepted, 1, name="accepted", reset=True)),
         ]
         return m
@@ -171,6 +175,7 @@ class RowLoader(wiring.Component):
 
         m.d.comb += [
             self.busy.eq(tiles != 0),
+            self.seeks.eq(active & ~located),
             self.ready.eq(~active & (tiles != MAX_TILES)),
             act.valid.eq(active & located & (held != depth)),
             act.pair.eq(address[1:]),

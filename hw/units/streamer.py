@@ -19,10 +19,12 @@ from moevit.hw.interfaces import (
     OperandWriteSignature,
     events_layout,
     instruction_layout,
+    marks_layout,
     read_data_signature,
     request_signature,
 )
 from moevit.hw.units.arithmetic import delay
+from moevit.hw.units.events import raise_first
 from moevit.isa import INSTRUCTION_WIDTH, Stream
 from moevit.isa.fields import OPCODE_WIDTH
 from moevit.isa.formats import BLOCK_BYTES, QUEUE
@@ -40,6 +42,7 @@ class Part(enum.Enum, shape=2):
     WEIGHTS = 2
 
 
+CAUSES_LAYOUT = data.StructLayout({"busy": 1, "memory": 1, "ring": 1, "dram": 1})
 PART_LAYOUT = data.StructLayout({"kind": Part, "words": WORDS_WIDTH})
 
 
@@ -69,6 +72,7 @@ class StreamRequester(wiring.Component):
     o_brought : Out(stream of 1), as Streamer's, not buffered
     busy : Out(1), an instruction is queued
     undecided : Out(1), it waits to know whether a queue is empty
+    begin, skip : Out(1), the next one is begun; it is skipped
 
     Throughput: 3 + P cycles per part, 2 for one of no words; DECIDE_LATENCY before the first part of a predicated
     STREAM, 1 + DECIDE_LATENCY for one that is skipped.
@@ -90,6 +94,8 @@ class StreamRequester(wiring.Component):
             "fault": Out(1),
             "busy": Out(1),
             "undecided": Out(1),
+            "begin": Out(1),
+            "skip": Out(1),
         })
 
     def elaborate(self, platform):
@@ -123,7 +129,6 @@ class StreamRequester(wiring.Component):
 
         # Whether the queue is complete is taken from no later than the question, so that the answer counts all.
         ahead, asked = Signal(16), Signal(range(DECIDE_LATENCY))
-        skip = Signal()
         m.d.sync += [ahead.eq(self.retired - instr.wait), self.queue.eq(instr.queue)]
         complete = delay(m, ~ahead[-1], QUEUE_COUNT_LATENCY, name="complete")
 
@@ -136,6 +141,7 @@ class StreamRequester(wiring.Component):
                         m.d.sync += [block.eq(instr.post_offset), part.words.eq(instr.post_words)]
                     with m.Default():
                         m.d.sync += [block.eq(instr.weight_offset), part.words.eq(instr.weight_words)]
+                m.d.comb += self.begin.eq(queue.r_rdy & (part.kind == Part.NORM))
                 with m.If(queue.r_rdy):
                     m.next = "SIZE"
                 with m.If(queue.r_rdy & instr.predicated & (part.kind == Part.NORM)):
@@ -151,9 +157,9 @@ class StreamRequester(wiring.Component):
                     ]
                     with m.If(self.o_brought.valid & self.o_brought.ready):
                         m.d.sync += asked.eq(0)
-                        m.d.comb += skip.eq(~self.o_brought.payload)
+                        m.d.comb += self.skip.eq(~self.o_brought.payload)
                         m.next = "SIZE"
-                        with m.If(skip):
+                        with m.If(self.skip):
                             m.next = "SELECT"
             with m.State("SIZE"):
                 total = Signal(WORDS_WIDTH + exact_log2(max(self.beats.values()) * ports) + byte_bits)
@@ -188,7 +194,7 @@ class StreamRequester(wiring.Component):
 
         with m.If(done):
             m.d.sync += part.kind.eq(Mux(part.kind == Part.WEIGHTS, Part.NORM, part.kind.as_value() + 1))
-        m.d.comb += queue.r_en.eq(skip | done & (part.kind == Part.WEIGHTS))
+        m.d.comb += queue.r_en.eq(self.skip | done & (part.kind == Part.WEIGHTS))
         m.d.comb += self.busy.eq(queue.r_rdy)
         return m
 
@@ -202,6 +208,9 @@ class StreamAssembler(wiring.Component):
     Members: those of Streamer of the same names, and
     i_part : In(stream of PART_LAYOUT)
 
+    causes : Out(CAUSES_LAYOUT), what holds of the events of these names
+    wrote : Out(1), a word is written
+
     Latency: 2 cycles from the last beat to the write. Throughput: one beat of each port per cycle.
     """
 
@@ -214,7 +223,8 @@ class StreamAssembler(wiring.Component):
             "i_data": In(read_data_signature(config)).array(config.weight_ports),
             **ring_members(config),
             "busy": Out(1),
-            "events": Out(events_layout("stream")),
+            "causes": Out(CAUSES_LAYOUT),
+            "wrote": Out(1),
         })
 
     def elaborate(self, platform):
@@ -258,7 +268,7 @@ class StreamAssembler(wiring.Component):
             for kind, count in self.beats.items():
                 with m.If(self.i_part.payload.kind == kind):
                     m.d.sync += last_beat.eq(count - 1)
-        m.d.comb += self.events.dram.eq(valid & ~arrived & ~self.events.ring & ~self.events.busy)
+        m.d.comb += [self.causes.busy.eq(take), self.causes.dram.eq(valid & ~arrived)]
 
     def _rings(self, m, gathered, full, full_kind, move):
         config = self.config
@@ -314,8 +324,9 @@ class StreamAssembler(wiring.Component):
             )
         m.d.comb += [
             self.operand.mask.eq(~0),
-            self.events.busy.eq(written.any()),
-            self.events.ring.eq(full & ~room.bit_select(full_kind, 1)),
+            self.wrote.eq(written.any()),
+            self.causes.memory.eq(self.operand.valid & ~self.operand.ready),
+            self.causes.ring.eq(full & ~room.bit_select(full_kind, 1)),
         ]
 
 
@@ -362,7 +373,8 @@ class Streamer(wiring.Component):
         as that is settled; the words come later
     fault : Out(1), a part ends beyond ``image_bytes``; nothing of it was requested. Until reset
     busy : Out(1), something is queued or on its way
-    events : Out(events_layout("stream"))
+    events : Out(events_layout("stream")), a cycle late; without ``fetch`` and ``order``
+    marks : Out(marks_layout("stream"))
 
     Latency: 4 cycles from an instruction to its first request, 2 more for each empty part before; 2 cycles
     from the last beat of a word to its write. A predicated STREAM takes DECIDE_LATENCY more; its bit is there
@@ -392,6 +404,7 @@ class Streamer(wiring.Component):
             "fault": Out(1),
             "busy": Out(1),
             "events": Out(events_layout("stream")),
+            "marks": Out(marks_layout("stream")),
         })
 
     def cycles(self, norm_words: int = 0, post_words: int = 0, weight_words: int = 0) -> int:
@@ -441,7 +454,13 @@ class Streamer(wiring.Component):
         m.d.comb += [
             self.fault.eq(requester.fault),
             self.busy.eq(requester.busy | assembler.busy | self.operand.valid | self.post.en | self.norm.en),
-            self.events.eq(assembler.events),
-            self.events.queue.eq(requester.undecided & ~assembler.events.as_value().any()),
+            self.marks.take.eq(requester.begin),
+            self.marks.skip.eq(requester.skip),
+            self.marks.word.eq(assembler.wrote),
         ]
+        causes = assembler.causes
+        raise_first(m, self.events, {
+            "busy": causes.busy, "memory": causes.memory, "ring": causes.ring, "dram": causes.dram,
+            "queue": requester.undecided, "start": self.busy,
+        })  # fmt: skip
         return m

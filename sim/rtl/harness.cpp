@@ -16,6 +16,7 @@ static void print(uint64_t index, const Outcome& outcome, const Machine& machine
     printf("\"status\":%u,\"error\":%u,\"error_instruction\":%u,\"retired\":%u,\"cycles_register\":%u,", outcome.status,
            outcome.error, outcome.error_instruction, outcome.retired, outcome.cycles_register);
     print_list("counters", {outcome.counters.begin(), outcome.counters.end()});
+    print_list("idle", machine.timeline.idle);
     print_list("retire_cycles", machine.retire_cycles);
     for (int kind = 0; kind < KINDS; kind++)
         printf("\"read_%s\":%" PRIu64 ",", KIND_NAMES[kind], machine.dram.read_bytes[kind]);

@@ -24,7 +24,7 @@ struct Task {
 };
 
 struct Job {
-    std::string image, inputs, outputs, snapshots, memories, trace;  // files
+    std::string image, inputs, outputs, snapshots, memories, trace, timeline;  // files
     uint64_t input_bytes = 0, output_bytes = 0, count = 1;           // of one input; how many inputs
     std::vector<Task> tasks;                                         // input i is for task i modulo their number
     uint64_t watchdog = 200000, max_cycles = UINT64_MAX;
@@ -55,6 +55,7 @@ inline Job read_job(const char* path) {
         else if (key == "snapshots") job.snapshots = text();
         else if (key == "memories") job.memories = text();
         else if (key == "trace") job.trace = text();
+        else if (key == "timeline") job.timeline = text();
         else if (key == "input_bytes") in >> job.input_bytes;
         else if (key == "output_bytes") in >> job.output_bytes;
         else if (key == "output_fill") in >> job.output_fill;

@@ -7,6 +7,7 @@
 #include "Vmoevit.h"
 #include "dram.h"
 #include "job.h"
+#include "timeline.h"
 #include "verilated.h"
 #if VM_TRACE
 #include "verilated_fst_c.h"
@@ -93,12 +94,14 @@ class Machine {
 
 public:
     Dram dram;
+    Timeline timeline;
     std::vector<uint64_t> retire_cycles;
     std::vector<uint8_t> snapshots;
 
     explicit Machine(const Job& job)
         : job(job),
           dram(job.dram, read_pins(top), write_pins(top)),
+          timeline(job.timeline),
           activation(ACTIVATION_WORDS, ACTIVATION_WORD_BYTES),
           operand(OPERAND_WORDS, OPERAND_WORD_BYTES),
           pauses(job.dram.seed + 8, job.dram.seed != 0) {
@@ -154,6 +157,9 @@ public:
         }
         outcome.cycles = (outcome.hung ? cycle : irq_cycle) - start_cycle;
         running = false;
+        timeline.flush(outcome.cycles);
+        timeline.stop();
+        if (timeline.overlap) dram.violations.add("a stage counts two causes in one cycle");
         finish(outcome);
         return outcome;
     }
@@ -217,6 +223,8 @@ private:
             queues.append(top.trace_queue_token, top.trace_queue_expert, top.trace_queue_score);
             progress_cycle = cycle;
         }
+        if (irq_cycle == UINT64_MAX && !top.irq)
+            timeline.observe(cycle - start_cycle, uint64_t(top.trace_events), uint64_t(top.trace_marks), uint32_t(top.trace_ring));
         if (top.trace_retire) retire();
         if (dram.transfers != transfers) {
             transfers = dram.transfers;
@@ -232,6 +240,7 @@ private:
             memory.copy(watch.first, watch.end, snapshots);
         }
         retire_cycles.push_back(cycle - start_cycle);
+        timeline.flush(retire_cycles.back());
         progress_cycle = cycle;
     }
 
@@ -303,6 +312,7 @@ private:
         start_cycle = progress_cycle = cycle;
         irq_cycle = UINT64_MAX;
         running = true;
+        timeline.begin();
     }
 
     uint32_t read(uint32_t offset) {

@@ -8,7 +8,7 @@ from amaranth.lib import wiring
 from hw.axi_model import AxiMemory
 from hw.bench import put, run
 from moevit.config import CONFIGS
-from moevit.hw.interfaces import ACTIVATION_READ_LATENCY
+from moevit.hw.interfaces import ACTIVATION_READ_LATENCY, events_layout
 from moevit.hw.units.axi_write import AxiWritePort
 from moevit.hw.units.dma import Dma
 from moevit.hw.units.read_mux import ReadMux
@@ -40,7 +40,8 @@ class Bench:
         self.done = 0
         self.cycle = 0
         self.done_times = []
-        self.events = {"busy": 0, "dependency": 0, "dram": 0}
+        self.events = dict.fromkeys(events_layout("dma").members, 0)
+        self.working = 0  # cycles in which it was busy
 
     def module(self):
         m = Module()
@@ -68,10 +69,10 @@ class Bench:
         while True:
             ctx.set(read.ready, self.rng.random() >= self.act_stall)
             ctx.set(write.ready, self.rng.random() >= self.act_stall)
-            _, _, reads, pair, writes, to, word, mask, done, events = await ctx.tick().sample(
+            _, _, reads, pair, writes, to, word, mask, done, events, busy = await ctx.tick().sample(
                 read.valid & read.ready, read.pair,
                 write.valid & write.ready, write.pair, write.data, write.mask,
-                self.dma.done, self.dma.events,
+                self.dma.done, self.dma.events, self.dma.busy,
             )
             self.cycle += 1
             self.done += done
@@ -79,6 +80,8 @@ class Bench:
                 self.done_times.append(self.cycle)
             for cause in self.events:
                 self.events[cause] += getattr(events, cause)
+            assert sum(getattr(events, cause) for cause in self.events) <= 1
+            self.working += busy
             word_pair = int.from_bytes(self.activations[pair * size :][:size], "little")
             in_flight.append(word_pair if reads else None)
             answer = in_flight.pop(0)
@@ -171,10 +174,14 @@ def test_dma_in(shape, stalls):
 
     async def process(ctx):
         await bench.execute(ctx, program)
+        await ctx.tick()
 
     bench.run(process)
     assert bench.activations == want
     assert bench.memory.bytes == dram
+    assert sum(bench.events.values()) == bench.working
+    assert bool(bench.events["memory"]) == (stalls == "activations")
+    assert min(bench.events[name] for name in ("busy", "dram", "start", "pipeline")) > 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -189,10 +196,12 @@ def test_dma_out(shape, stalls):
 
     async def process(ctx):
         await bench.execute(ctx, program)
+        await ctx.tick()
 
     bench.run(process)
     assert bench.memory.bytes == want
     assert bench.activations == act
+    assert sum(bench.events.values()) == bench.working
 
 
 def test_mixed_in_order():

@@ -676,15 +676,11 @@ def test_copy_cycles(name):
     assert result.first[0] - result.reads[0] == COPY_LATENCY
     assert result.filled[0] - result.first[0] == words - 1
     assert np.diff(result.filled).tolist() == [words + 1] * (tiles - 1)
-    # from the first tile's start to the last tile's end
-    assert result.events == {
-        "busy": tiles * (words + 1) + COPY_LATENCY - 1,
-        "dependency": 0,
-        "tile": 0,
-        "norm": 0,
-        "scores": 0,
-        "queue": 0,
-    }
+    # From the first tile's first read to the last tile's last write; before it the instruction is looked at, and
+    # after it what was written is seen to be all.
+    busy = tiles * (words + 1) - 1 + COPY_LATENCY
+    start = START_LATENCY + 1
+    assert result.events == dict.fromkeys(result.events, 0) | {"busy": busy, "start": start}
 
 
 @pytest.mark.parametrize(("name", "words"), [("tiny", 32), ("tiny", 6), ("wide", 20)])
@@ -753,7 +749,8 @@ def test_events():
     case.attention(8, 20, 1, 8, wait=2)
     case.expert(0, 8, gather=True)
     result = simulate(case, delay=80, seed=14, norm_delay=400, brought_delay=1500)
-    assert all(count > 0 for count in result.events.values()), result.events
+    never = {"memory", "array", "fetch", "order"}  # nobody else reads, and the queues do not fill; the rest is the core's
+    assert {name for name, count in result.events.items() if not count} == never
     assert sum(result.events.values()) <= result.cycles
 
 
@@ -836,7 +833,7 @@ def test_owed_bits():
     case = Case(CONFIG, seed=24)
     for _ in range(5):
         case.expert(4, 16, gather=True)
-    assert simulate(case, brought_delay=2000).events["queue"] == 0
+    assert simulate(case, brought_delay=2000).events["queue"] < 100  # for entries
     case.expert(0, 16, gather=True, brought=0)  # its own bit is the sixth
     assert simulate(case, brought_delay=2000).events["queue"] > 1000
 

@@ -402,6 +402,7 @@ class Bench:
         dut, cycle = self.dut, 0
         o = dut.o_staged
         retired = False
+        row_before = 0
         while True:
             (
                 _,
@@ -449,7 +450,8 @@ class Bench:
                 o.maximum,
                 o.last,
             )
-            assert events == row
+            assert events == row_before
+            row_before = row
             if clear:
                 self.appends.append(())
             if appended:

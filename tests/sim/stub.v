@@ -26,7 +26,7 @@ module moevit #(parameter [63:0] DIGEST = 0) (
   output [1:0] m_axi_w0_arburst, output m_axi_w0_arvalid, input m_axi_w0_arready,
   input [127:0] m_axi_w0_rdata, input [1:0] m_axi_w0_rresp, input m_axi_w0_rlast, input m_axi_w0_rvalid,
   output m_axi_w0_rready,
-  output trace_retire,
+  output trace_retire, output [16:0] trace_marks, output [17:0] trace_ring, output [39:0] trace_events,
   output trace_load_valid, output [16:0] trace_load_pair, output [15:0] trace_load_mask,
   output [127:0] trace_load_data,
   output trace_queue_clear, output trace_queue_valid, output [5:0] trace_queue_expert, output [12:0] trace_queue_token,
@@ -124,6 +124,9 @@ module moevit #(parameter [63:0] DIGEST = 0) (
   assign m_axi_w0_rready = 1;
   wire written = m_axi_dma_bvalid;
   assign trace_retire = written;
+  assign trace_marks = written << 16;
+  assign trace_ring = index;
+  assign trace_events = mode == 6 ? 3 : 0;
   assign trace_dma_valid = written;
   assign trace_dma_pair = index;
   assign trace_dma_mask = 16'hFFFF;

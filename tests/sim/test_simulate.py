@@ -134,7 +134,8 @@ def hold_to_isa(path, config, count, *, seed=None):
     average = sum(result.cycles) / count
     assert sum(layer.cycles for layer in result.layers) == pytest.approx(average, abs=1e-3)
     for causes in result.stages.values():
-        assert sum(causes.values()) == pytest.approx(average, rel=0.01, abs=20)
+        assert sum(causes.values()) == average
+        assert causes["idle"] >= 0
     assert result.latency_ms == pytest.approx(average / program.config.clock_mhz / 1000)
     assert result.mac_utilisation == pytest.approx(result.macs / average / program.config.macs_per_cycle)
     assert result.stages["mac"]["busy"] >= result.macs / program.config.macs_per_cycle
