@@ -242,9 +242,9 @@ def _validate_layer(
         _require(len(layer.patch) == 5 and all(n > 0 for n in layer.patch), "bad patch shape", here)
         _require(_product(layer.patch[:3]) <= MAX_ELEMENTS, "bad patch shape", here)
     if layer.kind == "constant":
-        constant = instructions[layer.instructions[0]]
-        _require(isinstance(constant, DmaIn) and constant.offset + constant.segment_bytes <= len(program.image),
-                 "lies outside the image", here)
+        copies = [instructions[i] for i in layer.instructions]
+        inside = [isinstance(c, DmaIn) and c.offset + c.segment_bytes <= len(program.image) for c in copies]
+        _require(all(inside), "lies outside the image", here)
     if layer.kind in ("linear", "route", "gather", "scatter"):
         _require(layer.kind == "scatter" or layer.input_row + layer.rows <= tensors[layer.inputs[0]].rows,
                  "rows outside its input", here)

@@ -45,11 +45,11 @@ def _patches(
 def _constant(
     program: Program, task: Task, layer: Layer, instructions: Instructions, inputs: Quantised, tensors: Tensors
 ) -> None:
-    copy = instructions[layer.instructions[0]]
-    assert isinstance(copy, DmaIn)
     t = task.tensor(layer.outputs[0])
     bits, signed = DTYPES[t.dtype]
-    data = np.frombuffer(program.image, np.uint8, copy.segment_bytes, copy.offset).reshape(t.rows, -1)
+    copies = [instructions[i] for i in layer.instructions]
+    parts = [np.frombuffer(program.image, np.uint8, c.segment_bytes, c.offset) for c in copies if isinstance(c, DmaIn)]
+    data = np.concatenate(parts).reshape(t.rows, -1)
     values = layout.unpack_rows(data, t.channels, program.config.columns, bits, signed).astype(np.int64)
     batch = len(next(iter(inputs.values())))
     tensors[t.name] = np.broadcast_to(values, (batch, *values.shape))

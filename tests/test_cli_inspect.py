@@ -140,14 +140,16 @@ def test_the_report_has_layers_tensors_and_memory(shipped: Path) -> None:
     for name in ("tiny", MODEL.name, "weight ring", "ideal cycles", "live", "attention"):
         assert name in result.stdout
     for layer in program.tasks[0].layers:
-        assert layer.name in result.stdout
+        assert layer.name.partition("#")[0] in result.stdout  # chunks of rows share a line
     assert "LINEAR" not in result.stdout
     assert "Weight image" not in result.stdout
 
 
 def test_the_disassembly_and_the_blocks_on_request(shipped: Path) -> None:
     lines = moevit(shipped, "--disassembly", "--blocks").stdout.splitlines()
-    assert sum(" LINEAR wait=" in line for line in lines) == 18
+    program = container.load(shipped)
+    linears = [i for i in program.instructions(program.tasks[0]) if isinstance(i, Linear)]
+    assert sum(" LINEAR wait=" in line for line in lines) == len(linears) > 17
     assert any("END" in line for line in lines)
     assert any("Weight image" in line for line in lines)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moevit import layout
+from moevit.compiler.emit.bands import Band, bands, copy_constants, copy_pixels
 from moevit.compiler.emit.draft import Draft
 from moevit.compiler.emit.experts import Routing, emit_experts
 from moevit.compiler.memory import BlockStore
@@ -20,8 +21,8 @@ from moevit.compiler.quantise import (
 from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, Stages, reads
 from moevit.config import AcceleratorConfig
 from moevit.errors import AllocationError
-from moevit.isa import Attention, DmaIn, DmaOut, Linear, OutputType
-from moevit.isa.formats import BLOCK_BYTES, DmaSource
+from moevit.isa import Attention, DmaOut, Linear, OutputType
+from moevit.isa.formats import BLOCK_BYTES
 from moevit.numerics.activation import Activation
 from moevit.order import walks
 from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Input, Output, Task, Tensor
@@ -144,38 +145,47 @@ class Emitter:
     # -- stages ------------------------------------------------------------------------------------------------
 
     def _embed(self, s: EmbedStage, q: QuantisedLinear) -> None:
+        """Pixels and constants of a band are copied while the array works on the band before."""
         draft, columns = self.draft, self.config.columns
-        (c, h, w), (ph, pw) = s.image, s.patch
-        down, across = h // ph, w // pw
-        size = c * ph * pw
-        patches = draft.tensor(f"{s.x}#patches", down * across, size, self.quantised.formats[s.x])
-        row = patches.stride * columns
+        across = s.image[2] // s.patch[1]
+        size = s.image[0] * s.patch[0] * s.patch[1]
+        rows = s.image[1] // s.patch[0] * across
+        patches = draft.tensor(f"{s.x}#patches", rows, size, self.quantised.formats[s.x])
         base = self.quantised.base[s.output]
         whole = layout.ceil_div(base.shape[1], columns) * columns
         start = draft.tensor(f"{s.output}#base", len(base), whole, q.output)
-        data = layout.pack_rows(base, columns, 16).tobytes()
-        offset = draft.blocks.add(data)
-        constant = draft.issue(
-            DmaIn(source=DmaSource.IMAGE, offset=offset, segment_bytes=len(data), dst=start.addr * columns)
-        )
-        draft.done(start, 0, len(base), constant)
-        draft.record("constant", f"{s.name}#base", (), (start.name,), [constant], [], rows=len(base))
-        copies = [
-            draft.issue(
-                DmaIn(
-                    source=DmaSource.INPUT, offset=self.inputs[s.x].offset + i * h * w,
-                    count0=down, src_stride0=ph * w, dst_stride0=across * row,
-                    count1=ph, src_stride1=w, dst_stride1=pw,
-                    segments=across, segment_bytes=pw, dst_segment=row, dst=patches.addr * columns + i * ph * pw,
-                )
-            )
-            for i in range(c)
-        ]  # fmt: skip
-        draft.done(patches, 0, patches.rows, copies[-1])
-        draft.record("patches", f"{s.name}#patches", (s.x,), (patches.name,), copies, [], rows=patches.rows,
-                     patch=(c, h, w, ph, pw))  # fmt: skip
         out = draft.tensor(s.output, start.rows, whole, q.output, addr=start.addr)
-        self._linear(q, s.name, patches, 0, out, s.first, patches.rows, start, (), s.macs, s.source)
+        constants = draft.blocks.add(layout.pack_rows(base, columns, 16).tobytes())
+        held = len(draft.column_chunks(s.name, q)) == 1
+        parts = bands(s, self.config.rows) if held else [Band(0, rows // across)]
+        last = parts[-1]
+        pixels: list[int] = []
+        copied: list[int] = []
+        streams: list[int] = []
+
+        def copy(band: Band) -> None:
+            pixels.extend(copy_pixels(draft, s, band, self.inputs[s.x].offset, patches))
+            row = s.first + band.first * across if band.first else 0
+            copied.append(copy_constants(draft, constants, start, row, s.first + band.end * across))
+
+        copy(parts[0])
+        draft.record("constant", f"{s.name}#base", (), (start.name,), copied, [], rows=len(base))
+        draft.record("patches", f"{s.name}#patches", (s.x,), (patches.name,), pixels, [], rows=rows,
+                     patch=(*s.image, *s.patch))  # fmt: skip
+        for number, band in enumerate(parts):
+            lines = pixels[band.first : band.end]
+            if band is not last:
+                copy(parts[number + 1])
+            first, end = band.first * across, band.end * across
+            draft.done(patches, first, end - first, lines[-1])
+            row = s.first + first if number else 0
+            draft.done(start, row, s.first + end - row, copied[number])
+            work = self._linear(
+                q, s.name if len(parts) == 1 else f"{s.name}#{first}", patches, first, out, s.first + first,
+                end - first, start, (), s.macs * end // rows - s.macs * first // rows, s.source,
+                release=band is last, streams=streams,
+            )  # fmt: skip
+            streams = work.streams
         draft.places.pop(patches.name)
         draft.places.pop(start.name)
         draft.memory.free(patches.addr)
