@@ -9,7 +9,7 @@ import pytest
 from hw.bench import get, run
 from moevit.config import CONFIGS
 from moevit.hw.units.fetch import PREFETCH_INSTRUCTIONS, REQUEST_INSTRUCTIONS, Fetch
-from moevit.isa import INSTRUCTION_BYTES, Begin, DmaOut, End, encode, encode_program
+from moevit.isa import INSTRUCTION_BYTES, ISA_VERSION, Begin, DmaOut, End, encode, encode_program
 from moevit.registers import ErrorCode
 
 CONFIG = CONFIGS["tiny"]
@@ -169,8 +169,8 @@ def patched(begin, **raw):
         ({"opcode": 2}, ErrorCode.ILLEGAL_INSTRUCTION),
         ({"opcode": 0, "digest": 0}, ErrorCode.ILLEGAL_INSTRUCTION),
         ({"magic": 0x56454F4C}, ErrorCode.ILLEGAL_INSTRUCTION),
-        ({"version": 2}, ErrorCode.WRONG_CONFIGURATION),
-        ({"version": 2, "count": 0}, ErrorCode.WRONG_CONFIGURATION),
+        ({"version": ISA_VERSION + 1}, ErrorCode.WRONG_CONFIGURATION),
+        ({"version": ISA_VERSION + 1, "count": 0}, ErrorCode.WRONG_CONFIGURATION),
         ({"digest": CONFIG.digest ^ 1 << 63}, ErrorCode.WRONG_CONFIGURATION),
         ({"digest": CONFIG.digest ^ 1}, ErrorCode.WRONG_CONFIGURATION),
         ({"ring_words": 0}, ErrorCode.ILLEGAL_INSTRUCTION),
