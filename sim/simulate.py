@@ -21,6 +21,7 @@ from moevit.sim.isa import IsaSimulator, Memories
 from moevit.sim.reference import decode_output, run_reference
 from moevit.sim.result import Result, layer_cycles, mean_dram_bytes, program_dram_bytes, stage_cycles
 from moevit.sim.rtl import ImageRun, RtlSimulator
+from moevit.sim.timeline import write as write_timeline
 
 BACKENDS = ("isa", "rtl")
 ISA_BATCH = 32  #: images that a thread works on at a time
@@ -41,6 +42,7 @@ def simulate(
     limit: int | None = None,
     dram: DramModel | None = None,
     trace: Path | None = None,
+    timeline: Path | None = None,
     progress: Progress | None = None,
     raise_mismatch: bool = True,
 ) -> Result:
@@ -56,6 +58,7 @@ def simulate(
     limit : the first so many inputs only
     dram : of ``rtl``: the memory model; the configuration's default when None
     trace : of ``rtl``: an FST file to write the waveform to
+    timeline : of ``rtl``: a JSON file to write to when each unit worked on each instruction, of the first input
     progress : called with the number of images as they are done
     raise_mismatch : whether a difference that ``check`` finds is raised, or put into the result
 
@@ -70,13 +73,13 @@ def simulate(
         raise InputError(f"no back-end {backend!r}", mend=f"choose one of {', '.join(BACKENDS)}")
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1, not {limit}")
-    if backend != "rtl" and (dram is not None or trace is not None):
-        raise InputError("only the rtl back-end has a DRAM model and waveforms", mend="add --backend rtl")
+    if backend != "rtl" and any(x is not None for x in (dram, trace, timeline)):
+        raise InputError("only the rtl back-end has a DRAM model, waveforms and timelines", mend="add --backend rtl")
     chosen = program.task(task)
     inputs = inputs.limited(limit)
     started = time.monotonic()
     checker = _Checker(program, chosen, raise_mismatch) if check else None
-    run = _Isa(program, chosen, checker) if backend == "isa" else _Rtl(program, chosen, checker, dram, trace)
+    run = _Isa(program, chosen, checker) if backend == "isa" else _Rtl(program, chosen, checker, dram, trace, timeline)
     # One thread per batch: BLAS's own would wait for each other in every small product.
     with threadpool_limits(1, user_api="blas"):
         buffers = run.run(inputs, progress or (lambda n: None))
@@ -177,9 +180,10 @@ class _Rtl:
     """The rtl back-end over a whole set of inputs."""
 
     def __init__(
-        self, program: Program, task: Task, checker: _Checker | None, dram: DramModel | None, trace: Path | None
-    ) -> None:
-        self.task, self.checker = task, checker
+        self, program: Program, task: Task, checker: _Checker | None, dram: DramModel | None, trace: Path | None,
+        timeline: Path | None,
+    ) -> None:  # fmt: skip
+        self.program, self.task, self.checker, self.timeline = program, task, checker, timeline
         self.simulator = RtlSimulator(program, task, dram=dram, trace=trace)
         self.isa = _Isa(program, task, checker)
         self.dram = self.simulator.dram
@@ -193,7 +197,12 @@ class _Rtl:
         for first in range(0, len(inputs), RTL_BATCH):
             quantised = quantise(self.task, inputs.floats(first, first + RTL_BATCH))
             buffers = pack(self.task, quantised)
-            result = self.simulator.run(buffers, tensors=self.checker is not None, progress=progress)
+            recorded = self.timeline if first == 0 else None
+            result = self.simulator.run(
+                buffers, tensors=self.checker is not None, timeline=recorded is not None, progress=progress
+            )
+            if recorded is not None and result.timeline is not None:
+                write_timeline(recorded, self.program, self.task, result.timeline, result.images[0].cycles)
             self.images += result.images
             self.lengths.append(result.lengths)
             self.simulated_cycles += result.simulated_cycles

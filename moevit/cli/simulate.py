@@ -28,6 +28,7 @@ Examples:
   moevit simulate vit.moevit --inputs images.npz --backend rtl --check --limit 8
   moevit simulate vit.moevit --inputs cat.png dog.png --outputs logits.npz
   moevit simulate vit.moevit --inputs cat.png --backend rtl --trace wave.fst
+  moevit simulate vit.moevit --inputs cat.png --backend rtl --timeline timeline.json
 """
 
 
@@ -53,6 +54,11 @@ Examples:
 @click.option(
     "--trace", type=click.Path(path_type=Path), metavar="FILE.fst", help="Write the rtl back-end's waveform."
 )
+@click.option(
+    "--timeline", type=click.Path(path_type=Path), metavar="FILE.json",
+    help="Write when each unit of the rtl back-end works on each instruction of the first input, for "
+    "https://ui.perfetto.dev; 1 us there is 1 cycle.",
+)
 @click.option("--dram-bytes-per-cycle", type=float, metavar="X", help="DRAM bandwidth of the rtl back-end.")
 @click.option("--dram-latency", type=int, metavar="CYCLES", help="DRAM latency of the rtl back-end.")
 @click.option(
@@ -69,6 +75,7 @@ def command(
     limit: int | None,
     outputs: Path | None,
     trace: Path | None,
+    timeline: Path | None,
     dram_bytes_per_cycle: float | None,
     dram_latency: int | None,
     seed: int | None,
@@ -89,7 +96,7 @@ def command(
     program = load(container)
     chosen = program.task(task)
     values = read_inputs({x.name: x.shape for x in chosen.inputs}, [*inputs, *more_inputs]).limited(limit)
-    for path, option in ((outputs, "--outputs"), (trace, "--trace")):
+    for path, option in ((outputs, "--outputs"), (trace, "--trace"), (timeline, "--timeline")):
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError("its folder does not exist", where=f"{option} {path}")
     changes: dict[str, Any] = {"bytes_per_cycle": dram_bytes_per_cycle, "latency_cycles": dram_latency, "seed": seed}
@@ -101,15 +108,15 @@ def command(
         verilate.build(program.config, trace_waves=trace is not None, announce=output.note)
     with output.progress(f"simulating ({backend})", len(values)) as advance:
         result = simulate(
-            program, values, chosen.name, backend=backend, check=check, dram=dram, trace=trace, progress=advance,
-            raise_mismatch=False,
+            program, values, chosen.name, backend=backend, check=check, dram=dram, trace=trace, timeline=timeline,
+            progress=advance, raise_mismatch=False,
         )  # fmt: skip
     if outputs is not None:
         write_npz(outputs, result.outputs)
     _say(output, result, chosen)
     if result.mismatch is not None:
         output.fail(str(result.mismatch))
-    return result.as_dict() | {"outputs": outputs, "trace": trace}
+    return result.as_dict() | {"outputs": outputs, "trace": trace, "timeline": timeline}
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -223,9 +223,9 @@ private:
             queues.append(top.trace_queue_token, top.trace_queue_expert, top.trace_queue_score);
             progress_cycle = cycle;
         }
+        if (top.trace_retire) retire();
         if (irq_cycle == UINT64_MAX && !top.irq)
             timeline.observe(cycle - start_cycle, uint64_t(top.trace_events), uint64_t(top.trace_marks), uint32_t(top.trace_ring));
-        if (top.trace_retire) retire();
         if (dram.transfers != transfers) {
             transfers = dram.transfers;
             progress_cycle = cycle;

@@ -18,7 +18,7 @@ struct Record {
 enum : uint32_t {
     // Kinds below are bits of trace_marks.
     RECORD_RING = 64,         // words in the weight ring
-    RECORD_CAUSES = 128,      // + event, or + COUNTERS + stage for idle: cycles since the last retirement
+    RECORD_CAUSES = 128,      // + event, or + COUNTERS + stage for idle: cycles from the last retirement to before this one
     RECORD_TILE_LOADS = 256,  // + event of the loader, or its idle: of those in which the array waited for a tile
 };
 
@@ -58,7 +58,7 @@ public:
         if (cycle % RING_PERIOD == 0 && ring != last_ring) put(cycle, RECORD_RING, last_ring = ring);
     }
 
-    // The causes since the last call.
+    // The causes since the last call; `cycle` is not among them.
     void flush(uint64_t cycle) {
         if (file == nullptr) return;
         for (uint32_t i = 0; i < causes.size(); i++) {
