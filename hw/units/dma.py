@@ -19,7 +19,7 @@ from moevit.hw.interfaces import (
     request_signature,
     write_data_signature,
 )
-from moevit.hw.units.events import raise_first
+from moevit.hw.units.events import causes, raise_first
 from moevit.isa import INSTRUCTION_WIDTH, DmaIn, DmaOut
 from moevit.isa.formats import BYTE_ADDRESS, DmaSource
 
@@ -608,7 +608,7 @@ class Dma(wiring.Component):
     def _sequence(self, m, queue, extents, copy_in, copy_out, job, is_out, check, wrong):
         reached = Signal()
         m.d.sync += reached.eq(~(self.retired - job_view(DmaIn, job).wait)[15])
-        waits = Signal(self.events.shape())  # for what it is to wait for; several may hold
+        waits = causes("busy", "dependency", "dram", "memory", "pipeline", "start")  # in the order of rank
         writing, reading = self.act_write, self.act_read
         m.d.comb += [self.busy.eq(1), waits.start.eq(1), self.marks.done.eq(self.done)]
         with m.FSM(name="dma"):
@@ -662,5 +662,4 @@ class Dma(wiring.Component):
                     m.next = "IDLE"
             with m.State("FAULT"):
                 m.d.comb += self.faults.eq(wrong)
-        causes = ("busy", "dependency", "dram", "memory", "pipeline", "start")
-        raise_first(m, self.events, {cause: waits[cause] for cause in causes})
+        raise_first(m, self.events, vars(waits))

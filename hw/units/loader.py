@@ -27,7 +27,7 @@ from moevit.hw.interfaces import (
     marks_layout,
 )
 from moevit.hw.units.context_loader import ContextLoader, cover_steps
-from moevit.hw.units.events import raise_first
+from moevit.hw.units.events import causes, raise_first
 from moevit.hw.units.keep_writer import KeepWriter
 from moevit.hw.units.probability_buffer import ProbabilityBuffer
 from moevit.hw.units.queue_rows import QueueRows
@@ -193,7 +193,7 @@ class Loader(wiring.Component):
                 Mux(context.o_tile.valid, getattr(context.o_tile, name), getattr(rows.o_tile, name))
             )
 
-        waits = Signal(self.events.shape())  # for what the state is to wait for; several may hold
+        waits = causes("tile", "queue", "scores", "norm", "dependency", "array", "start")
         m.d.comb += waits.start.eq(1)
         with m.FSM(name="state"):
             with m.State("IDLE"):
@@ -246,7 +246,7 @@ class Loader(wiring.Component):
             "queue": waits.queue | rows.seeks,
             "scores": waits.scores,
             "pipeline": rows.busy | ~context.idle | keep.busy,
-            **{name: waits[name] for name in ("norm", "dependency", "array", "start")},
+            **{name: getattr(waits, name) for name in ("norm", "dependency", "array", "start")},
         })  # fmt: skip
         unread = Signal()  # nothing of the instruction has been
         with m.If(take | rows.reads):

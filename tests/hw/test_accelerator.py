@@ -9,6 +9,7 @@ from hw.bench import run
 from hw.norm_model import random_norm
 from moevit.config import CONFIGS
 from moevit.hw.accelerator import Accelerator
+from moevit.hw.units.streamer import Part, word_beats
 from moevit.isa import Begin, DmaIn, DmaOut, End, Linear, NormMode, OutputType, Stream, encode_program
 from moevit.layout import pack_norm, pack_post, pack_rows, pack_weights, stripe, unpack_rows
 from moevit.numerics import fixed
@@ -234,10 +235,12 @@ def test_a_mixture_of_experts():
             data = np.frombuffer(machine.output, np.uint8).reshape(TOKENS, -1)
             np.testing.assert_array_equal(unpack_rows(data, CHANNELS, CONFIG.columns, 16, True), wanted)
             assert await master.value("RETIRED") == 3 + 2 * EXPERTS
-        words = CHANNELS // CONFIG.columns * CHANNELS // CONFIG.depth
+        beats = word_beats(CONFIG)
+        tiles = CHANNELS // CONFIG.columns
         streamed = [expert for expert in range(EXPERTS) if EMPTY.get(expert, 1)]
-        one = words + CHANNELS // CONFIG.columns
-        gate = CHANNELS // CONFIG.columns + 1 + CHANNELS // CONFIG.depth
+        steps = CHANNELS // CONFIG.depth * beats[Part.WEIGHTS]
+        one = tiles * (beats[Part.POST] + steps)
+        gate = tiles * beats[Part.NORM] + beats[Part.POST] + steps
         assert await master.value("COUNT_STREAM_BUSY") == gate + 2 * one * len(streamed)
         assert await master.value("COUNT_STREAM_QUEUE") > 0
         assert np.count_nonzero(wanted - x) > x.size // 2
