@@ -45,7 +45,7 @@ def rtl_of(isa: result.Result, program: Any) -> result.Result:
     total = int(sum(x.cycles for x in layers))
     stages: dict[str, dict[str, float]] = {}
     for stage, cause, _ in COUNTERS:
-        stages.setdefault(stage, {})[cause] = total / 8
+        stages.setdefault(stage, {})[cause] = total / 16
     for causes in stages.values():
         causes["idle"] = total - sum(causes.values())
     return dataclasses.replace(
