@@ -37,7 +37,7 @@ def test_finds_what_the_package_depends_on():
         assert found[name]["required"]
         assert found[name]["found"]
         assert found[name]["version"][0].isdigit(), found[name]
-    for name in ("torch", "nextpnr-ecp5", "vivado"):
+    for name in ("pyosys", "torch", "nextpnr-ecp5", "vivado"):
         assert not found[name]["required"]
     for tool in answer["tools"]:
         assert tool["install"]

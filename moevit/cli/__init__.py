@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "Measure the standing workloads and what bounds them.",
     "inspect": "Show what a container holds: layers, code, memory map, scales.",
     "verilog": "Write a configuration's Verilog, memory map and register header.",
+    "build": "Report what a machine takes on a board's device.",
     "configs": "List the named configurations.",
     "doctor": "Show which tools were found, and how to get those that are missing.",
 }

@@ -120,6 +120,7 @@ TOOLS: Sequence[_Tool] = (
     _Tool("perl", "runs Verilator's start script", True, "apt-get install perl", _program("perl")),
     _Tool("c++", "builds the rtl back-end", True, "apt-get install g++", _cxx),
     _Tool("make", "builds the rtl back-end", True, "apt-get install make", _make),
+    _Tool("pyosys", "resources of a board's device (build --synth)", False, "pip install pyosys", _package("pyosys")),
     _Tool("cocotb", "tests of the whole machine", False, "pip install 'moevit[test]'", _package("cocotb")),
     _Tool("torch", "trains and exports models", False, "pip install 'moevit[train]'", _package("torch")),
     _Tool(
