@@ -11,6 +11,19 @@ from moevit.hw.units import arithmetic
 
 READERS = ("post", "load", "dma")  #: in order of priority
 WRITERS = ("post", "load", "dma")
+ULTRA_LANES = 9  #: byte lanes that an UltraRAM has
+ULTRA_PAIRS = 16384  #: banks as deep as this have some lanes in UltraRAM
+
+
+def bank_parts(config: AcceleratorConfig) -> list[tuple[int, str]]:
+    """The memories that make up a bank: byte lanes and ``ram_style`` of each.
+
+    A deep bank would need block RAM for little else to have any. The operand memory leaves a few UltraRAMs, and four
+    of them hold nine lanes of 16384 words, which are 36 block RAMs.
+    """
+    if config.activation_words // 2 < ULTRA_PAIRS or config.columns <= ULTRA_LANES:
+        return [(config.columns, "")]
+    return [(ULTRA_LANES, "ultra"), (config.columns - ULTRA_LANES, "block")]
 
 
 class ActivationMemory(wiring.Component):
@@ -61,21 +74,23 @@ class ActivationMemory(wiring.Component):
         m.d.sync += self.fault.eq((read_valid & read_outside) | (write_valid & write_outside))
 
         read_data = Signal(2 * config.columns * 8)
-        for index, bank in enumerate(("even", "odd")):
-            memory = Memory(shape=config.columns * 8, depth=pairs, init=[])
-            m.submodules[bank] = memory
-            read, write = memory.read_port(), memory.write_port(granularity=8)
-            lanes = write_mask.word_select(index, config.columns)
-            m.d.comb += [
-                read.addr.eq(read_pair),
-                read.en.eq(read_valid),
-                write.addr.eq(write_pair),
-                write.data.eq(write_data.word_select(index, config.columns * 8)),
-                write.en.eq(Mux(write_valid & ~write_outside, lanes, 0)),
-                read_data.word_select(index, config.columns * 8).eq(
-                    arithmetic.delay(m, read.data, 1, name=f"{bank}_data")
-                ),
-            ]
+        lane = 0
+        for bank in ("even", "odd"):
+            for part, (lanes, style) in enumerate(bank_parts(config)):
+                attrs = {"ram_style": style} if style else {}
+                memory = Memory(shape=lanes * 8, depth=pairs, init=[], attrs=attrs)
+                m.submodules[f"{bank}_{part}"] = memory
+                read, write = memory.read_port(), memory.write_port(granularity=8)
+                mask, bits = write_mask[lane : lane + lanes], slice(lane * 8, (lane + lanes) * 8)
+                m.d.comb += [
+                    read.addr.eq(read_pair),
+                    read.en.eq(read_valid),
+                    write.addr.eq(write_pair),
+                    write.data.eq(write_data[bits]),
+                    write.en.eq(Mux(write_valid & ~write_outside, mask, 0)),
+                    read_data[bits].eq(arithmetic.delay(m, read.data, 1, name=f"{bank}_{part}_data")),
+                ]
+                lane += lanes
         for name, accepted in zip(READERS, read_accepted, strict=True):
             reader = getattr(self, f"read_{name}")
             m.d.comb += [

@@ -1,5 +1,6 @@
 """ActivationMemory against a byte array, with three readers and three writers at random."""
 
+import dataclasses
 import random
 
 import pytest
@@ -7,16 +8,22 @@ import pytest
 from hw.bench import run
 from moevit.config import get_config
 from moevit.hw.interfaces import ACTIVATION_READ_LATENCY
-from moevit.hw.units.activation_memory import READERS, WRITERS, ActivationMemory
+from moevit.hw.units.activation_memory import READERS, ULTRA_PAIRS, WRITERS, ActivationMemory
 
 
 def _clients(dut, names, kind):
     return [getattr(dut, f"{kind}_{name}") for name in names]
 
 
-@pytest.mark.parametrize("name", ["tiny", "wide"])
-def test_random_traffic(name):
-    config = get_config(name)
+CONFIGS = [
+    get_config("tiny"),
+    get_config("wide"),
+    dataclasses.replace(get_config("wide"), name="deep", activation_words=2 * ULTRA_PAIRS),  # banks of two memories
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_random_traffic(config):
     dut = ActivationMemory(config)
     columns, pairs = config.columns, config.activation_words // 2
     memory = [bytearray(2 * columns) for _ in range(pairs)]
