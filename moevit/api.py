@@ -51,11 +51,12 @@ class Program(program.Program):
         ----------
         inputs : files, or arrays by input name: float, or uint8 which is scaled by 1/255
         task : name of the task; the first when None
-        backend : ``isa`` (NumPy, untimed) or ``rtl`` (the Verilog, cycle by cycle)
+        backend : ``isa`` (NumPy, untimed), ``rtl`` (the Verilog, cycle by cycle), or ``cycle`` (isa, and a prediction
+            of the cycles that rtl would take)
         check : compare every output and every intermediate tensor with the NumPy reference
         limit : the first so many inputs only
         trace : of ``rtl``: an FST file to write the waveform to
-        dram : of ``rtl``: the memory model; the configuration's default when None
+        dram : of ``rtl`` and ``cycle``: the memory model; the configuration's default when None
 
         Returns
         -------

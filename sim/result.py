@@ -1,7 +1,8 @@
 """What a simulation gives back."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,19 @@ from moevit.program import Program, Task
 from moevit.sim.dram import DramModel
 from moevit.sim.experts import ExpertBlocks, Lengths, blocks
 from moevit.sim.rtl import ImageRun
+
+
+class Timed(Protocol):
+    """What is known of the time that a run takes, measured or predicted; see :class:`moevit.sim.rtl.ImageRun`."""
+
+    @property
+    def cycles(self) -> int: ...
+
+    @property
+    def retire_cycles(self) -> tuple[int, ...]: ...
+
+    @property
+    def counters(self) -> dict[str, dict[str, int]]: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,9 @@ class Result:
     cycles: tuple[int, ...] | None  #: one per image; None where the back-end has no notion of time
     macs: int
     mac_utilisation: float | None
-    stages: dict[str, dict[str, float]] | None  #: per stage, cycles by cause (see registers.COUNTERS), and idle
+    #: per stage, cycles by cause (see registers.COUNTERS), and idle; of the cycle back-end, those causes that it
+    #: knows, and ``other`` for the rest
+    stages: dict[str, dict[str, float]] | None
     layers: tuple[LayerCycles, ...] | None
     #: per inference: weights, instructions, activations; and of the weights, those of experts that had tokens, and
     #: those that were read for experts that had none
@@ -58,7 +74,7 @@ class Result:
 
     @property
     def images(self) -> int:
-        return len(next(iter(self.outputs.values())))
+        return len(next(iter(self.outputs.values()), self.cycles or ()))
 
     @property
     def latency_ms(self) -> float | None:
@@ -93,7 +109,7 @@ class Result:
         }
 
 
-def layer_cycles(program: Program, task: Task, runs: list[ImageRun]) -> tuple[LayerCycles, ...]:
+def layer_cycles(program: Program, task: Task, runs: Sequence[Timed]) -> tuple[LayerCycles, ...]:
     """What each layer adds to the total; the last entry is what no layer accounts for, such as DMA_OUT."""
     retired = np.array([run.retire_cycles for run in runs], np.int64)
     added = np.diff(retired, axis=1, prepend=0).mean(axis=0)
@@ -108,13 +124,13 @@ def layer_cycles(program: Program, task: Task, runs: list[ImageRun]) -> tuple[La
     return tuple(layers)
 
 
-def stage_cycles(runs: list[ImageRun]) -> dict[str, dict[str, float]]:
+def stage_cycles(runs: Sequence[Timed], rest: str = "idle") -> dict[str, dict[str, float]]:
     """Per stage, cycles by cause on average over the runs; ``idle`` is the rest, in which it had nothing to do."""
     out: dict[str, dict[str, float]] = {}
     for stage, causes in runs[0].counters.items():
         out[stage] = {cause: sum(run.counters[stage][cause] for run in runs) / len(runs) for cause in causes}
         total = sum(run.cycles for run in runs) / len(runs)
-        out[stage]["idle"] = total - sum(out[stage].values())
+        out[stage][rest] = total - sum(out[stage].values())
     return out
 
 

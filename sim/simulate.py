@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from moevit.errors import InputError, MismatchError
 from moevit.program import Program, Task
 from moevit.sim.check import Collector, Place, Values, check_outputs, check_values, output_values
+from moevit.sim.cycle import Prediction, even_lengths, predict
 from moevit.sim.dram import DramModel
 from moevit.sim.experts import Lengths, join_lengths, layer_queues
 from moevit.sim.inputs import Inputs, pack, quantise
@@ -23,7 +24,7 @@ from moevit.sim.result import Result, layer_cycles, mean_dram_bytes, program_dra
 from moevit.sim.rtl import ImageRun, RtlSimulator
 from moevit.sim.timeline import write as write_timeline
 
-BACKENDS = ("isa", "rtl")
+BACKENDS = ("isa", "rtl", "cycle")
 ISA_BATCH = 32  #: images that a thread works on at a time
 RTL_BATCH = 32  #: images between two comparisons
 
@@ -34,7 +35,7 @@ Quantised = dict[str, Bytes]
 
 def simulate(
     program: Program,
-    inputs: Inputs,
+    inputs: Inputs | None,
     task: str | None = None,
     *,
     backend: str = "isa",
@@ -50,13 +51,13 @@ def simulate(
 
     Parameters
     ----------
-    program, inputs : what to run
+    program, inputs : what to run; ``cycle`` does without inputs, and then takes a gate's tokens to be spread evenly
     task : name of the task; the first when None
-    backend : ``isa`` or ``rtl``
+    backend : ``isa``, ``rtl``, or ``cycle``, which is ``isa`` with a prediction of what ``rtl`` would take
     check : compare every output and every intermediate tensor with the NumPy reference; on ``rtl`` the isa
-        back-end is compared too
+        back-end is compared too. Not of ``cycle``, which has no tensors of its own
     limit : the first so many inputs only
-    dram : of ``rtl``: the memory model; the configuration's default when None
+    dram : of ``rtl`` and ``cycle``: the memory model; the configuration's default when None
     trace : of ``rtl``: an FST file to write the waveform to
     timeline : of ``rtl``: a JSON file to write to when each unit worked on each instruction, of the first input
     progress : called with the number of images as they are done
@@ -73,20 +74,39 @@ def simulate(
         raise InputError(f"no back-end {backend!r}", mend=f"choose one of {', '.join(BACKENDS)}")
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1, not {limit}")
-    if backend != "rtl" and any(x is not None for x in (dram, trace, timeline)):
-        raise InputError("only the rtl back-end has a DRAM model, waveforms and timelines", mend="add --backend rtl")
+    if backend != "rtl" and any(x is not None for x in (trace, timeline)):
+        raise InputError("only the rtl back-end has waveforms and timelines", mend="add --backend rtl")
+    if backend == "isa" and dram is not None:
+        raise InputError("the isa back-end has no DRAM model", mend="add --backend rtl or --backend cycle")
+    if backend == "cycle" and check:
+        raise InputError("the cycle back-end predicts cycles and has no values to check", mend="use --backend rtl")
+    if backend == "cycle" and dram is not None and dram.seed is not None:
+        raise InputError("the cycle back-end does not model random stalls", mend="leave the seed away, or use rtl")
+    if backend != "cycle" and inputs is None:
+        raise InputError("no inputs given", where=f"the {backend} back-end", mend="add --inputs")
     chosen = program.task(task)
-    inputs = inputs.limited(limit)
+    inputs = None if inputs is None else inputs.limited(limit)
     started = time.monotonic()
     checker = _Checker(program, chosen, raise_mismatch) if check else None
-    run = _Isa(program, chosen, checker) if backend == "isa" else _Rtl(program, chosen, checker, dram, trace, timeline)
+    run: _Isa | _Rtl | _Cycle
+    if backend == "isa":
+        run = _Isa(program, chosen, checker)
+    elif backend == "rtl":
+        run = _Rtl(program, chosen, checker, dram, trace, timeline)
+    else:
+        run = _Cycle(program, chosen, dram)
     # One thread per batch: BLAS's own would wait for each other in every small product.
     with threadpool_limits(1, user_api="blas"):
-        buffers = run.run(inputs, progress or (lambda n: None))
-    outputs = {
-        y.name: decode_output(chosen, y.name, output_values(chosen, y, buffers, program.config))
-        for y in chosen.outputs
-    }
+        if inputs is not None:
+            buffers = run.run(inputs, progress or (lambda n: None))
+            outputs = {
+                y.name: decode_output(chosen, y.name, output_values(chosen, y, buffers, program.config))
+                for y in chosen.outputs
+            }
+        else:
+            assert isinstance(run, _Cycle)
+            run.guess()
+            outputs = {}
     runs = run.images
     lengths = join_lengths(run.lengths)
     config = program.config
@@ -104,9 +124,9 @@ def simulate(
         cycles=cycles,
         macs=chosen.macs,
         mac_utilisation=utilisation,
-        stages=stage_cycles(runs) if runs else None,
+        stages=stage_cycles(runs, "other" if backend == "cycle" else "idle") if runs else None,
         layers=layer_cycles(program, chosen, runs) if runs else None,
-        dram_bytes=mean_dram_bytes(runs) if runs else program_dram_bytes(program, chosen, lengths),
+        dram_bytes=run.dram_bytes(lengths),
         experts=layer_queues(program, chosen, lengths),
         dram=run.dram,
         bit_exact=None if checker is None else checker.mismatch is None,
@@ -175,6 +195,50 @@ class _Isa:
             self.checker(quantised, collector.values, memories.output, Place("isa", first))
         return memories
 
+    def dram_bytes(self, lengths: Lengths) -> dict[str, int]:
+        """What an inference moves."""
+        return program_dram_bytes(self.program, self.task, lengths)
+
+
+class _Cycle:
+    """The cycle back-end over a whole set of inputs: the isa back-end says how many tokens each expert has."""
+
+    simulated_cycles: int | None = None
+
+    def __init__(self, program: Program, task: Task, dram: DramModel | None) -> None:
+        self.program, self.task = program, task
+        self.dram = dram or DramModel.default(program.config)
+        self.images: list[Prediction] = []
+        self.lengths: list[Lengths] = []
+
+    def run(self, inputs: Inputs, progress: Progress) -> Bytes:
+        """Output buffers [N, output bytes]."""
+        isa = _Isa(self.program, self.task, None)
+        buffers = isa.run(inputs, progress)
+        self._predict(join_lengths(isa.lengths), len(inputs))
+        return buffers
+
+    def guess(self) -> None:
+        """One run, of an image whose tokens go to all experts alike."""
+        self._predict(even_lengths(self.program.instructions(self.task)), 1)
+
+    def _predict(self, lengths: Lengths, images: int) -> None:
+        self.lengths = [lengths]
+        instructions = self.program.instructions(self.task)
+        known: dict[tuple[bytes, ...], Prediction] = {}  # images differ in their queues only
+        for i in range(images):
+            key = tuple(counts[i].tobytes() for counts in lengths.values())
+            if key not in known:
+                queues = {gate: counts[i].tolist() for gate, counts in lengths.items()}
+                known[key] = predict(self.program.config, instructions, self.task.entry, self.dram, queues)
+            self.images.append(known[key])
+
+    def dram_bytes(self, lengths: Lengths) -> dict[str, int]:
+        """What an inference moves, on average."""
+        moved = program_dram_bytes(self.program, self.task, lengths)
+        spare = round(sum(image.speculative_bytes for image in self.images) / len(self.images))
+        return moved | {"weights": moved["weights"] + spare, "speculative": spare}
+
 
 class _Rtl:
     """The rtl back-end over a whole set of inputs."""
@@ -211,3 +275,7 @@ class _Rtl:
                 self.checker(quantised, result.values, result.outputs, Place("rtl", first))
                 self.isa.batch(quantised, first)
         return np.concatenate(outputs)
+
+    def dram_bytes(self, lengths: Lengths) -> dict[str, int]:
+        """What an inference moves, on average."""
+        return mean_dram_bytes(self.images)

@@ -27,6 +27,7 @@ Examples:
   moevit simulate vit.moevit --inputs images.npz
   moevit simulate vit.moevit --inputs images.npz --backend rtl --check --limit 8
   moevit simulate vit.moevit --inputs cat.png dog.png --outputs logits.npz
+  moevit simulate vit.moevit --backend cycle
   moevit simulate vit.moevit --inputs cat.png --backend rtl --trace wave.fst
   moevit simulate vit.moevit --inputs cat.png --backend rtl --timeline timeline.json
 """
@@ -36,18 +37,20 @@ Examples:
 @click.argument("container", type=click.Path(path_type=Path), metavar="FILE.moevit")
 @click.argument("more_inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT...]")
 @click.option(
-    "--inputs", multiple=True, required=True, type=click.Path(path_type=Path), metavar="FILE.npz|IMAGE|DIR",
-    help="Arrays [N, ...] by input name, float, or uint8 for pixels; or pictures. More may follow.",
+    "--inputs", multiple=True, type=click.Path(path_type=Path), metavar="FILE.npz|IMAGE|DIR",
+    help="Arrays [N, ...] by input name, float, or uint8 for pixels; or pictures. More may follow. The cycle back-end "
+    "does without, and then takes a gate's tokens to go to all experts alike.",
 )
 @click.option("--task", metavar="NAME", help="The task to run; the first without it.")
 @click.option(
-    "--backend", type=click.Choice(["isa", "rtl"]), default="isa", show_default=True,
-    help="isa: instructions in NumPy, untimed; rtl: the Verilog, cycle by cycle.",
+    "--backend", type=click.Choice(["isa", "rtl", "cycle"]), default="isa", show_default=True,
+    help="isa: instructions in NumPy, untimed; rtl: the Verilog, cycle by cycle; cycle: isa, and a prediction of the "
+    "cycles that rtl would take.",
 )
 @click.option(
     "--check", is_flag=True,
     help="Compare every output and every intermediate tensor with the NumPy reference; the exit status is 1 "
-    "if one differs.",
+    "if one differs. Not of the cycle back-end.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N inputs.")
 @click.option("--outputs", type=click.Path(path_type=Path), metavar="OUT.npz", help="Write the outputs, float32.")
@@ -59,8 +62,8 @@ Examples:
     help="Write when each unit of the rtl back-end works on each instruction of the first input, for "
     "https://ui.perfetto.dev; 1 us there is 1 cycle.",
 )
-@click.option("--dram-bytes-per-cycle", type=float, metavar="X", help="DRAM bandwidth of the rtl back-end.")
-@click.option("--dram-latency", type=int, metavar="CYCLES", help="DRAM latency of the rtl back-end.")
+@click.option("--dram-bytes-per-cycle", type=float, metavar="X", help="DRAM bandwidth of rtl and cycle.")
+@click.option("--dram-latency", type=int, metavar="CYCLES", help="DRAM latency of rtl and cycle.")
 @click.option(
     "--seed", type=int, metavar="N", help="Stall every bus channel of the rtl back-end at random, from this seed."
 )
@@ -82,8 +85,8 @@ def command(
 ) -> dict[str, Any]:
     """Run a container on one of the simulators.
 
-    Prints what came out, and on the rtl back-end how many cycles each layer added and what each stage of the
-    pipeline waited for. The Verilog is built once per configuration, which takes a minute or two.
+    Prints what came out, and on the rtl and cycle back-ends how many cycles each layer added and what each stage of
+    the pipeline waited for. The Verilog is built once per configuration, which takes a minute or two.
     """
     import dataclasses
 
@@ -95,18 +98,21 @@ def command(
 
     program = load(container)
     chosen = program.task(task)
-    values = read_inputs({x.name: x.shape for x in chosen.inputs}, [*inputs, *more_inputs]).limited(limit)
+    files = [*inputs, *more_inputs]
+    if not files and backend != "cycle":
+        raise InputError("Missing option '--inputs'", where=f"--backend {backend}", mend="name a file of inputs")
+    values = read_inputs({x.name: x.shape for x in chosen.inputs}, files).limited(limit) if files else None
     for path, option in ((outputs, "--outputs"), (trace, "--trace"), (timeline, "--timeline")):
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError("its folder does not exist", where=f"{option} {path}")
     changes: dict[str, Any] = {"bytes_per_cycle": dram_bytes_per_cycle, "latency_cycles": dram_latency, "seed": seed}
     given = {name: value for name, value in changes.items() if value is not None}
-    if given and backend != "rtl":
-        raise InputError(f"only the rtl back-end has a DRAM: {', '.join(given)}", mend="add --backend rtl")
-    dram = dataclasses.replace(DramModel.default(program.config), **given) if backend == "rtl" else None
+    if given and backend == "isa":
+        raise InputError(f"the isa back-end has no DRAM: {', '.join(given)}", mend="add --backend rtl")
+    dram = dataclasses.replace(DramModel.default(program.config), **given) if backend != "isa" else None
     if backend == "rtl":
         verilate.build(program.config, trace_waves=trace is not None, announce=output.note)
-    with output.progress(f"simulating ({backend})", len(values)) as advance:
+    with output.progress(f"simulating ({backend})", 1 if values is None else len(values)) as advance:
         result = simulate(
             program, values, chosen.name, backend=backend, check=check, dram=dram, trace=trace, timeline=timeline,
             progress=advance, raise_mismatch=False,

@@ -276,10 +276,10 @@ class Compute:
                 if entries:
                     last = entries + units.ENTRY_CYCLES * (tile * full + n - 1) + words - 1
                     read = max(read, reading + n * max(words, units.ENTRY_CYCLES), last)
-                waits["load"]["busy"] += read - reading + units.COPY_LATENCY
                 reading = read + 1
                 filled = read + units.COPY_LATENCY
             fills.append(filled)
+            waits["load"]["busy"] += (2 if wide else 1) * size
             # The array works on it.
             first = load + 1
             if filled + 1 > first:
@@ -358,7 +358,6 @@ class Compute:
         self._last_load, self._drained, self._issued = load, drained, issued
         self._idle = fills[-1] + 2
         if wide:
-            waits["load"]["busy"] += fills[-1] - start
             if linear.release:
                 norm = self._streamer.norm
                 norm.freed += [fills[-1] + 1] * words
@@ -401,7 +400,7 @@ class Compute:
                 reading = read + 1
                 filled = read + units.COPY_LATENCY
                 rows_idle = filled + 1
-                steps, tiles = query_steps, key_tiles
+                steps, tiles, size = query_steps, key_tiles, n * words
             else:
                 begin = max(rows_idle, context_idle)
                 ready = scores[context] + 1
@@ -413,8 +412,8 @@ class Compute:
                     begin = ready
                 filled = begin + n * key_tiles + units.CONTEXT_LATENCY + short
                 context_idle = filled + 1
-                steps, tiles = key_steps, words
-            waits["load"]["busy"] += filled - begin
+                steps, tiles, size = key_steps, words, n * key_tiles
+            waits["load"]["busy"] += size
             first = load + 1
             if filled + 1 > first:
                 mac["tile"] += filled + 1 - first

@@ -142,17 +142,15 @@ class Dma:
         each = max(1, word // beat)  # cycles of a word
         per_beat = max(1, beat // word)
         address = job.offset // beat
-        packed, sent, left, there = start + WORD_OUT, 0, beats, 0
-        free = 0.0
+        packed, sent, left = start + WORD_OUT, 0, beats
         done = 0
         while left:
             size = min(left, units.BURST_BEATS - address % units.BURST_BEATS)
             sent += size
             last = packed + (sent * per_beat if per_beat > 1 else sent) - 1
-            there = max(last + units.WRITE_DATA, int(free))
+            there = last + units.WRITE_DATA + 1
             yield there
-            free = self._dram.write(there + 1, size)
-            done = int(free) - 1 + self._dram.latency + ANSWERED
+            done = int(self._dram.write(there, size)) - 1 + self._dram.latency + ANSWERED
             left -= size
             address += size
         self.waits["busy"] += job.words * each

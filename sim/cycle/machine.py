@@ -3,9 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moevit.config import AcceleratorConfig
 from moevit.errors import SimulationError
 from moevit.isa import Attention, Begin, DmaIn, DmaOut, Instruction, Linear, Stream
+from moevit.numerics.route import MAX_EXPERTS
 from moevit.sim.cycle import units
 from moevit.sim.cycle.compute import Compute, Work
 from moevit.sim.cycle.dma import Copy, Dma
@@ -14,6 +18,7 @@ from moevit.sim.cycle.kernel import Kernel
 from moevit.sim.cycle.memory import Dram
 from moevit.sim.cycle.stream import Order, Streamer
 from moevit.sim.dram import DramModel
+from moevit.sim.experts import blocks, gates
 
 RETIRED_WRAP = 1 << 16  #: what ``wait`` fields are modulo
 #: Control: from Dispatch's ``done`` to the interrupt: the state machine, the interrupt's status, the pin
@@ -27,6 +32,7 @@ class Prediction:
     cycles: int
     retire_cycles: tuple[int, ...]
     counters: dict[str, dict[str, int]]
+    speculative_bytes: int  #: that were read for experts without tokens
 
 
 def predict(
@@ -71,7 +77,29 @@ def predict(
         raise SimulationError(f"{len(retired)} of {count} instructions retire, then it locks up", where="cycle")
     end = max(retired[-1] + 1 if retired else 0, front.ended)
     counters = {"stream": streamer.waits, **compute.waits, "dma": dma.waits}
-    return Prediction(end + units.DISPATCH_DONE + INTERRUPT, tuple(retired), counters)
+    spare = sum(
+        end - first
+        for order, brings in zip((o for o in orders if o.instruction.predicated), streamer.brings, strict=True)
+        if brings and not order.filled
+        for first, end in blocks(order.instruction, config)
+    )
+    return Prediction(end + units.DISPATCH_DONE + INTERRUPT, tuple(retired), counters, spare)
+
+
+def even_lengths(instructions: Sequence[Instruction]) -> dict[int, NDArray[np.int64]]:
+    """By a gate's program number, [1, MAX_EXPERTS]: its tokens spread over all its experts alike.
+
+    What a threshold drops is not guessed: all tokens go to as many experts as they may.
+    """
+    out = {}
+    counts = np.zeros(MAX_EXPERTS, np.int64)
+    for number, gate in gates(instructions).items():
+        counts = np.zeros(MAX_EXPERTS, np.int64) if gate.clear else counts.copy()
+        share, more = divmod(gate.n_rows * min(gate.top_k, gate.experts), gate.experts)
+        counts[: gate.experts] += share
+        counts[:more] += 1
+        out[number] = counts[None]
+    return out
 
 
 def _sort(

@@ -1,6 +1,7 @@
 """The DRAM model of the rtl back-end, burst by burst."""
 
 from collections import deque
+from math import inf
 
 from moevit.config import AcceleratorConfig
 from moevit.sim.cycle import units
@@ -29,7 +30,7 @@ class Dram:
 
     Members
     -------
-    weights, shared : the weight ports, and the port of instructions and copies
+    weights, shared, writes : the weight ports, the port of instructions and copies, and its other direction
     """
 
     def __init__(self, config: AcceleratorConfig, dram: DramModel) -> None:
@@ -37,6 +38,9 @@ class Dram:
         most = dram.outstanding_bursts
         self.weights = Port(config.weight_ports, min(units.PORT_OUTSTANDING, most))
         self.shared = Port(1, min(units.SHARED_OUTSTANDING, most))
+        self.writes = Port(1, 1)
+        self._all = (self.weights, self.shared, self.writes)
+        self._ports = sum(port.ports for port in self._all)
         self._beats = dram.bytes_per_cycle / config.axi_bytes  # of all ports, in a cycle
 
     def read(self, port: Port, raised: int, beats: int) -> tuple[int, float, float]:
@@ -50,15 +54,27 @@ class Dram:
 
     def write(self, time: int, beats: int) -> float:
         """The cycle after the last of so many beats that are there from ``time`` on."""
-        self.shared.free = self._end(self.shared, time, max(time, self.shared.free), beats)
-        return self.shared.free
+        self.writes.free = self._end(self.writes, time, max(time, self.writes.free), beats)
+        return self.writes.free
 
     def _end(self, port: Port, due: int, start: float, beats: int) -> float:
-        other = self.shared if port is self.weights else self.weights
-        alone = min(1.0, self._beats / port.ports)
-        both = min(1.0, self._beats / (port.ports + other.ports))
-        together = max(0.0, other.free - start)
-        # A port that has more to bring than it can by now is taken to go on like that.
-        if other.free > due + units.BURST_BEATS or beats <= together * both:
-            return start + beats / both
-        return start + together + (beats - together * both) / alone
+        """The cycle after the last of so many beats from ``start`` on, which could have come in cycle ``due``."""
+        if self._beats >= self._ports:
+            return start + beats
+        left = float(beats)
+        while True:
+            taken, until = port.ports, inf
+            for other in self._all:
+                if other is port:
+                    continue
+                # One that has more to bring than it can by now is taken to go on like that.
+                if other.free > due + units.BURST_BEATS:
+                    taken += other.ports
+                elif other.free > start:
+                    taken += other.ports
+                    until = min(until, other.free)
+            rate = min(1.0, self._beats / taken)
+            if left <= (until - start) * rate:
+                return start + left / rate
+            left -= (until - start) * rate
+            start = until

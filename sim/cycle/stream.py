@@ -182,10 +182,12 @@ class Streamer:
             while len(self._accepted) <= part:
                 yield self._accepted
             ring, words = self._parts[part]
+            asked = self._accepted[part]
             part += 1
             self._part_taken.append(moved)
             kernel.wake(self._part_taken)
             beats, room, freed, written, places = ring.beats, ring.room, ring.freed, ring.written, ring.size
+            pop, count, write = popped.append, popped_beats.append, written.append
             for word in range(len(written), len(written) + words):
                 used += beats
                 while used > size:
@@ -204,10 +206,10 @@ class Streamer:
                 there = int(start + used * step) - 1
                 last = moved + beats - 1
                 if there > last:
-                    waits["dram"] += there - last
+                    waits["dram"] += max(0, there - max(last, asked))
                     last = there
-                popped.append(last)
-                popped_beats.append(beats_popped)
+                pop(last)
+                count(beats_popped)
                 moved = last + 1
                 if word >= places:
                     if len(freed) <= word - places:
@@ -219,7 +221,7 @@ class Streamer:
                     if free > moved:
                         waits["ring"] += free - moved
                         moved = free
-                written.append(moved)
-            waits["busy"] += words
+                write(moved)
+            waits["busy"] += words * beats
             kernel.wake(popped)
             kernel.wake(written)

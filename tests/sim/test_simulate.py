@@ -101,7 +101,7 @@ def test_compile_several_tasks():
         ({"backend": "fpga"}, "no back-end 'fpga'; choose one of isa, rtl"),
         ({"limit": 0}, "at least 1"),
         ({"trace": "x.fst"}, "only the rtl back-end"),
-        ({"dram": DramModel(bytes_per_cycle=1)}, "only the rtl back-end"),
+        ({"dram": DramModel(bytes_per_cycle=1)}, "isa back-end has no DRAM"),
     ],
 )
 def test_wrong_options(options, message):
@@ -278,10 +278,10 @@ def test_simulate_trace(saved, tmp_path, capfd):
         (["--inputs", "{images}"], "not [N, "),
         (["--inputs", "missing.npz"], "missing.npz: cannot read"),
         (["--inputs", "{good}", "--task", "x"], "no task 'x'"),
-        (["--inputs", "{good}", "--dram-latency", "5"], "only the rtl back-end has a DRAM"),
+        (["--inputs", "{good}", "--dram-latency", "5"], "the isa back-end has no DRAM"),
         (["--inputs", "{good}", "--backend", "rtl", "--dram-latency", "0"], "latency_cycles must be"),
         (["--inputs", "{good}", "--outputs", "/no/such/folder/o.npz"], "folder does not exist"),
-        (["--inputs", "{good}", "--backend", "cycle"], "'cycle' is not one of 'isa', 'rtl'"),
+        (["--inputs", "{good}", "--backend", "fpga"], "'fpga' is not one of 'isa', 'rtl', 'cycle'"),
         (["--inputs", "{good}", "--trace", "x.fst"], "only the rtl back-end"),
         ([], "Missing option '--inputs'"),
     ],
