@@ -10,7 +10,8 @@ from moevit.isa import DmaIn
 from moevit.isa.formats import DmaSource
 from moevit.program import Tensor
 
-BANDS = 4  #: at most, beyond what whole row tiles ask for: a copy has to wait for the bus before it begins
+BANDS = 4  #: of an image at most
+BAND_BYTES = 1 << 14  #: of pixels at least: a copy waits for the bus before it begins
 
 
 @dataclass(frozen=True)
@@ -23,27 +24,34 @@ class Band:
 
 def bands(s: EmbedStage, tile_rows: int) -> list[Band]:
     """An image's bands: each, but for the last, of whole tiles of ``tile_rows`` patches."""
-    down, across = s.image[1] // s.patch[0], s.image[2] // s.patch[1]
+    (c, h, w), (ph, pw) = s.image, s.patch
+    down, across = h // ph, w // pw
     step = tile_rows // math.gcd(tile_rows, across)
-    size = layout.ceil_div(layout.ceil_div(down, BANDS), step) * step
+    wanted = max(layout.ceil_div(down, BANDS), layout.ceil_div(BAND_BYTES, c * ph * w))
+    size = layout.ceil_div(wanted, step) * step
     return [Band(first, min(first + size, down)) for first in range(0, down, size)]
 
 
 def copy_pixels(draft: Draft, s: EmbedStage, band: Band, offset: int, patches: Tensor) -> list[int]:
-    """Bring a band's pixels, of all channels, from ``offset`` of the input: one DMA_IN for each row of patches."""
+    """Bring a band's pixels from ``offset`` of the input: a DMA_IN for each channel, or for each row of patches."""
     (c, h, w), (ph, pw) = s.image, s.patch
-    across, row = w // pw, patches.stride * draft.config.columns
+    across, row, lines = w // pw, patches.stride * draft.config.columns, band.end - band.first
+    channel, line = (h * w, ph * pw), (ph * w, across * row)  # strides in the input and in memory
+    inner, outer = ((c, channel), (lines, line)) if lines < c else ((lines, line), (c, channel))
+    count, (src_stride, dst_stride) = inner
+    number, (src_step, dst_step) = outer
+    src = offset + band.first * ph * w
+    dst = patches.addr * draft.config.columns + band.first * across * row
     return [
         draft.issue(
             DmaIn(
-                source=DmaSource.INPUT, offset=offset + line * ph * w,
-                count0=c, src_stride0=h * w, dst_stride0=ph * pw,
+                source=DmaSource.INPUT, offset=src + i * src_step,
+                count0=count, src_stride0=src_stride, dst_stride0=dst_stride,
                 count1=ph, src_stride1=w, dst_stride1=pw,
-                segments=across, segment_bytes=pw, dst_segment=row,
-                dst=patches.addr * draft.config.columns + line * across * row,
+                segments=across, segment_bytes=pw, dst_segment=row, dst=dst + i * dst_step,
             )
         )
-        for line in range(band.first, band.end)
+        for i in range(number)
     ]  # fmt: skip
 
 

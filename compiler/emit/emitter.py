@@ -159,25 +159,26 @@ class Emitter:
         held = len(draft.column_chunks(s.name, q)) == 1
         parts = bands(s, self.config.rows) if held else [Band(0, rows // across)]
         last = parts[-1]
-        pixels: list[int] = []
+        pixels: list[list[int]] = []
         copied: list[int] = []
         streams: list[int] = []
 
         def copy(band: Band) -> None:
-            pixels.extend(copy_pixels(draft, s, band, self.inputs[s.x].offset, patches))
+            pixels.append(copy_pixels(draft, s, band, self.inputs[s.x].offset, patches))
             row = s.first + band.first * across if band.first else 0
             copied.append(copy_constants(draft, constants, start, row, s.first + band.end * across))
 
         copy(parts[0])
+        moved: list[int] = []  # by all copies of pixels, in the end
         draft.record("constant", f"{s.name}#base", (), (start.name,), copied, [], rows=len(base))
-        draft.record("patches", f"{s.name}#patches", (s.x,), (patches.name,), pixels, [], rows=rows,
+        draft.record("patches", f"{s.name}#patches", (s.x,), (patches.name,), moved, [], rows=rows,
                      patch=(*s.image, *s.patch))  # fmt: skip
         for number, band in enumerate(parts):
-            lines = pixels[band.first : band.end]
+            moved.extend(pixels[number])
             if band is not last:
                 copy(parts[number + 1])
             first, end = band.first * across, band.end * across
-            draft.done(patches, first, end - first, lines[-1])
+            draft.done(patches, first, end - first, pixels[number][-1])
             row = s.first + first if number else 0
             draft.done(start, row, s.first + end - row, copied[number])
             work = self._linear(
