@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -249,23 +248,22 @@ def test_a_back_end_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
 # The standing targets
 
 
+class TargetMissedError(AssertionError):
+    """Apart from other failures, which no mark may hide."""
+
+
+NOT_YET = pytest.mark.xfail(strict=True, raises=TargetMissedError, reason="the array waits for experts' weights")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "names",
-    [
-        pytest.param("deit-ti", id="deit-ti"),
-        pytest.param(
-            "m3vit-tiny-seg,m3vit-tiny-depth", id="m3vit-tiny",
-            marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason="the array waits for experts' weights"),
-        ),
-    ],
-)  # fmt: skip
-def test_targets(names: str, record_property: Callable[[str, object], None]) -> None:
-    works = list(run(choose(names), ["rtl"]))
-    for work in works:
-        check_work(work)
-        record_property(work.name, work.cycles)
-        if work.name.startswith("m3vit"):
-            assert work.as_dict()["experts_used"] == [16] * 6
-    missed = [f"{w.name}: {w.cycles:,} cycles, {w.utilisation:.3f} of the multipliers" for w in works if not w.reached]
-    assert not missed, "; ".join(missed)
+    "name",
+    ["deit-ti", pytest.param("m3vit-tiny-seg", marks=NOT_YET), pytest.param("m3vit-tiny-depth", marks=NOT_YET)],
+)
+def test_targets(name: str) -> None:
+    (work,) = run(choose(name), ["rtl"])
+    check_work(work)
+    if name.startswith("m3vit"):
+        assert work.as_dict()["experts_used"] == [16] * 6
+    if not work.reached:
+        raise TargetMissedError(f"{work.cycles:,} cycles, {work.utilisation:.3f} of the multipliers")

@@ -8,8 +8,9 @@ from typing import Any
 from moevit.bench.bound import Bound, bound
 from moevit.bench.workloads import Goal, Model, Workload
 from moevit.compiler.driver import compile_graphs
-from moevit.config import AcceleratorConfig
+from moevit.config import CONFIGS, AcceleratorConfig
 from moevit.program import Program
+from moevit.sim import verilate
 from moevit.sim.dram import DramModel
 from moevit.sim.inputs import Inputs
 from moevit.sim.result import Result
@@ -23,7 +24,7 @@ class Work:
     """A workload that ran on a configuration: one image.
 
     goal : what it is to reach; None if there is nothing
-    compile_s : of the whole model, with all its tasks; making it is included
+    compile_s : of the whole model, with all its tasks; making it is included, building the simulation never
     """
 
     name: str
@@ -111,8 +112,6 @@ def run(
     ------
     AllocationError : a model does not fit a configuration
     """
-    from moevit.config import CONFIGS
-
     model: tuple[Callable[[], Model], Model, float] | None = None
     compiled: dict[str, tuple[Program, float]] = {}  # of that model, by configuration
     for workload in workloads:
@@ -127,6 +126,8 @@ def run(
                 progress(f"{workload.name}: compiling for {machine.name}")
                 compiled[machine.name] = _compile(model[1], machine)
             program, seconds = compiled[machine.name]
+            if "rtl" in backends:
+                verilate.build(machine, announce=progress)  # here, so that no run's time holds it
             for backend in backends:
                 progress(f"{workload.name}: running on {machine.name}, {backend}")
                 inputs = Inputs(dict(model[1].inputs), {})

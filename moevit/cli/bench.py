@@ -19,12 +19,12 @@ Examples:
 """
 
 HEAD = (
-    f"{'workload':18} {'config':8} {'backend':7} {'cycles':>10} {'target':>13} {'stretch':>13} {'ms':>8} {'fps':>8} "
-    f"{'MAC use':>8} {'target':>9} {'bound by':>18} {'issued':>10} {'DRAM MB':>8} {'experts':>8} {'exact':>5} {'s':>6}"
+    f"{'workload':17} {'config':7} {'run on':6} {'cycles':>9} {'target':>13} {'stretch':>13} {'ms':>7} {'MAC use':>7} "
+    f"{'target':>8} {'bound by':>17} {'issued':>9} {'DRAM MB':>7} {'experts':>7} {'exact':>5} {'s':>5}"
 )
 LEGEND = (
     "bound: multiplications or DRAM bytes, if nothing else took time; issued: steps of the array, with all padding; "
-    "experts: those that had tokens, on average of all gates; s: of simulation and check."
+    "experts: those that had tokens, on average of all gates; s: seconds of simulation and check."
 )
 
 
@@ -92,9 +92,9 @@ def _line(work: "Work") -> str:
     exact = {None: "", True: "yes", False: "no"}[result.bit_exact]
     limit = f"{bound.cycles:,} {bound.by}"
     return (
-        f"{work.name:18} {result.config:8} {result.backend:7} {work.cycles:10,} {target:>13} {stretch:>13} "
-        f"{work.latency_ms:8.3f} {1000 / work.latency_ms:8.1f} {100 * work.utilisation:6.1f} % {wanted:>9} {limit:>18} "
-        f"{bound.issued:10,} {megabytes:8.2f} {experts:>8} {exact:>5} {result.wall_s:6.1f}"
+        f"{work.name:17} {result.config:7} {result.backend:6} {work.cycles:9,} {target:>13} {stretch:>13} "
+        f"{work.latency_ms:7.3f} {100 * work.utilisation:5.1f} % {wanted:>8} {limit:>17} "
+        f"{bound.issued:9,} {megabytes:7.2f} {experts:>7} {exact:>5} {result.wall_s:5.1f}"
     ).rstrip()
 
 
