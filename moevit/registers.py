@@ -59,7 +59,7 @@ COUNTERS: tuple[tuple[str, str, str], ...] = (
     ("stream", "memory", "waits while K or V is written"),
     ("stream", "ring", "waits for room in a ring"),
     ("stream", "dram", "waits for read data"),
-    ("stream", "queue", "waits to know whether a queue is empty"),
+    ("stream", "queue", "waits to know whether a queue is empty, or to tell the loader"),
     ("stream", "start", "works out what to read, or writes the last of it"),
     ("stream", "fetch", "has no instruction: dispatch waits for one, or checks one"),
     ("stream", "order", "has no instruction: a full queue keeps dispatch from handing one on"),

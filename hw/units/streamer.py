@@ -71,7 +71,7 @@ class StreamRequester(wiring.Component):
     o_part : Out(stream of PART_LAYOUT), each part before its requests
     o_brought : Out(stream of 1), as Streamer's, not buffered
     busy : Out(1), an instruction is queued
-    undecided : Out(1), it waits to know whether a queue is empty
+    undecided : Out(1), it waits to know whether a queue is empty, or to tell
     begin, skip : Out(1), the next one is begun; it is skipped
 
     Throughput: 3 + P cycles per part, 2 for one of no words; DECIDE_LATENCY before the first part of a predicated
@@ -153,7 +153,7 @@ class StreamRequester(wiring.Component):
                     m.d.comb += [
                         self.o_brought.valid.eq(complete | instr.speculative),
                         self.o_brought.payload.eq(~complete | self.queue_filled),
-                        self.undecided.eq(~self.o_brought.valid),
+                        self.undecided.eq(~(self.o_brought.valid & self.o_brought.ready)),
                     ]
                     with m.If(self.o_brought.valid & self.o_brought.ready):
                         m.d.sync += asked.eq(0)

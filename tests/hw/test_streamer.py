@@ -423,7 +423,7 @@ def test_untaken_bits_keep_the_next_waiting():
 
     bench.run(process)
     assert not bench.memory.reads
-    assert bench.events["queue"] == 0
+    assert bench.events["queue"] > 150
 
 
 @pytest.mark.parametrize("count", [1, 8])
