@@ -16,7 +16,8 @@ from moevit.sim.cycle.route import Route
 from moevit.sim.cycle.stream import MOVE_TO_HEAD, Streamer
 
 FIFO = 2  # cycles through the array's queue (SyncFIFOBuffered)
-SETUP = 3  # InstructionSetup: from an instruction to its job
+SETUP = units.MAC_START_LATENCY - 3  # InstructionSetup: from an instruction to its job
+DEPENDENCY = units.START_LATENCY - 2  # Loader: from an instruction to the first cycle that may find its wait over
 WORD_TO_STEP = MOVE_TO_HEAD + 2  # and two cycles in WeightRing
 WORD_TO_NORM = MOVE_TO_HEAD + 1  # and one in Loader
 FREED = 2  # from a pass's last step to the loader's count of free buffers
@@ -84,7 +85,7 @@ class Compute:
             self._kernel.wake(queue.popped)
             while len(retired) < work.wait:
                 yield retired
-            ready = take + 2
+            ready = take + DEPENDENCY
             if work.wait:
                 waits["load"]["dependency"] += max(0, retired[work.wait - 1] + 1 - ready)
                 ready = max(ready, retired[work.wait - 1] + 1)
@@ -166,7 +167,7 @@ class Compute:
         streamer = self._streamer
         bit = self._pending_brought
         self._pending_brought += 1
-        asked = ready + 1 + units.QUEUE_COUNT_LATENCY
+        asked = ready + units.QUEUE_START_LATENCY - DEPENDENCY
         if rows:
             # Its bit is 1 and is taken whenever it comes.
             streamer.brought_taken.append(asked)

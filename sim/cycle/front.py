@@ -143,7 +143,7 @@ class Front:
                 offer = max(offer, queue.popped[before] + 1)
             queue.pushed.append(offer)
             self._kernel.wake(queue.pushed)
-            free = offer + 1
+            free = offer + units.DISPATCH_CYCLES - units.DISPATCH_OFFER
             yield free
 
     def _queue(self, instruction: Instruction) -> Queue | None:

@@ -25,7 +25,7 @@ class Route:
         """The cycle of the last append of a row tile whose last row comes in cycle ``come``."""
         latencies = self._latencies
         tiles = min(gate.tiles, latencies.route_words)
-        load = max(come + 1, self._over)
+        load = max(come + units.ROUTE_START - 1, self._over)
         if len(self._issued) >= 2:
             load = max(load, self._issued[-2] + 1)
         spacing = max(rows * tiles, latencies.pass_spacing(tiles))

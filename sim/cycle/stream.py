@@ -121,7 +121,7 @@ class Streamer:
                     popped = select + 1
                     select += units.EMPTY_PART_CYCLES
                     continue
-                check = select + 2
+                check = select + units.PART_CYCLES - 1
                 full = len(self._parts) - units.PART_QUEUE_DEPTH
                 if full >= 0:
                     while len(self._part_taken) <= full:
