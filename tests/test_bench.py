@@ -217,6 +217,16 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) == 4
 
 
+def test_both_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workloads, "WORKLOADS", {"small": WORKLOAD})
+    rtl, cycle = json.loads(invoke("--json", "--backend", "both"))["works"]
+    assert (rtl["backend"], rtl["bit_exact"]) == ("rtl", True)
+    assert (cycle["backend"], cycle["bit_exact"]) == ("cycle", None)  # it predicts cycles and computes no tensor
+    assert cycle["queues"] == rtl["queues"]
+    assert cycle["bound_cycles"]["issued"] == rtl["bound_cycles"]["issued"]
+    assert 0.5 < cycle["cycles"] / rtl["cycles"] < 2  # how near it is has tests of its own
+
+
 def test_the_table_marks_targets() -> None:
     (work,) = run([WORKLOAD], ["rtl"], check=False)
     missed = bench_cli._line(work)

@@ -39,8 +39,8 @@ LEGEND = (
 )
 @click.option(
     "--check/--no-check", default=True, show_default=True,
-    help="Compare every output and every intermediate tensor with the NumPy reference; the exit status is 1 if one "
-    "differs.",
+    help="Compare every output and every intermediate tensor of rtl with the NumPy reference; the exit status is 1 if "
+    "one differs.",
 )  # fmt: skip
 def command(
     output: Output, only: str | None, config_name: str | None, backend: str, check: bool
