@@ -65,10 +65,9 @@ class BurstSplitter(wiring.Component):
         valid = Signal()
         word = Signal(self.config.axi_address_width - byte_bits)
         beats = Signal.like(request.beats)
-        room = Signal(range(BURST_BEATS + 1))  # beats up to the next multiple of BURST_BEATS
+        room = Signal(range(BURST_BEATS + 1))  # beats up to the next multiple of BURST_BEATS: all but at first
         fits = Signal()
         m.d.comb += [
-            room.eq(BURST_BEATS - word[:burst_bits]),
             fits.eq(beats <= room),
             self.i_request.ready.eq(~valid),
         ]
@@ -83,12 +82,14 @@ class BurstSplitter(wiring.Component):
                     burst.last.eq(fits),
                     word.eq(Cat(C(0, burst_bits), word[burst_bits:] + 1)),
                     beats.eq(beats - room),
+                    room.eq(BURST_BEATS),
                     valid.eq(~fits),
                 ]
         with m.Else():
             m.d.sync += [
                 valid.eq(self.i_request.valid),
                 word.eq(request.addr[byte_bits:]),
+                room.eq(BURST_BEATS - request.addr[byte_bits : byte_bits + burst_bits]),
                 beats.eq(request.beats),
             ]
         return m
