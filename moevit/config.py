@@ -8,8 +8,8 @@ from pathlib import Path
 
 from moevit.errors import ConfigError
 
-STREAM_QUEUE_DEPTH = 8  #: STREAM instructions that wait in the streamer's queue
-BROUGHT_QUEUE_DEPTH = 16  #: predicated STREAMs that are settled and whose LINEAR the loader has not come to
+STREAM_QUEUE_DEPTH = 32  #: STREAM instructions that wait in the streamer's queue
+BROUGHT_QUEUE_DEPTH = 32  #: predicated STREAMs that are settled and whose LINEAR the loader has not come to
 COMPUTE_QUEUE_DEPTH = 4  #: LINEAR and ATTENTION instructions that wait for the loader
 DMA_QUEUE_DEPTH = 4  #: DMA instructions that wait for the DMA unit
 

@@ -98,7 +98,7 @@ def test_dma_over_a_live_tensor_is_found() -> None:
     check(program, task, instructions)
 
 
-def test_streams_too_far_ahead_are_found() -> None:
+def test_streams_too_far_ahead_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """All streams first: the fetch unit would wait for the queue, the streamer for ring room."""
     program = compiled(SHIPPED / "fashion_vit.onnx", "tiny").program
     task = program.task()
@@ -107,5 +107,6 @@ def test_streams_too_far_ahead_are_found() -> None:
     rest = [i for i in instructions[1:] if not isinstance(i, Stream)]
     small_ring = dataclasses.replace(instructions[0], ring_words=1024)  # type: ignore[call-arg]
     check(program, task, [small_ring, *instructions[1:]])
+    monkeypatch.setattr("moevit.compiler.hazards.STREAM_QUEUE_DEPTH", 8)  # the model has fewer STREAMs than the queue
     with pytest.raises(HazardError, match="block for ever"):
         check(program, task, [small_ring, *streams, *rest])

@@ -190,18 +190,18 @@ def streams_first(instructions: Instructions, ahead: int) -> Instructions:
 
 def test_a_decision_must_not_wait_for_what_is_behind() -> None:
     """Fetch waits for a place in the streamer's queue, the streamer for the gate, and that is not fetched."""
-    instructions, mixture = made(experts=10)
+    instructions, mixture = made(experts=24, hidden=8, width=8)
     most = 1 + STREAM_QUEUE_DEPTH  # the gate is the second LINEAR, and the first predicated STREAM the third
     check(streams_first(instructions, most), mixture)
     with pytest.raises(HazardError, match="may block for ever: the predicated STREAM"):
         check(streams_first(instructions, most + 1), mixture)
-    instructions, mixture = made(experts=10, speculative=True)
+    instructions, mixture = made(experts=24, hidden=8, width=8, speculative=True)
     check(streams_first(instructions, most + 1), mixture)
 
 
 def test_decisions_wait_for_a_place() -> None:
     """With the loader BROUGHT_QUEUE_DEPTH behind, a speculative STREAM waits as well."""
-    instructions, mixture = made(experts=24, hidden=8, width=8, speculative=True)
+    instructions, mixture = made(experts=40, hidden=8, width=8, speculative=True)
     most = BROUGHT_QUEUE_DEPTH + STREAM_QUEUE_DEPTH
     check(streams_first(instructions, most), mixture)
     with pytest.raises(HazardError, match="may block for ever: the predicated STREAM"):

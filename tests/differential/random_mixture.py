@@ -13,7 +13,7 @@ from moevit.numerics.route import MAX_EXPERTS, MAX_TOP_K, RouteOrder
 if TYPE_CHECKING:
     from differential.random_program import Generator, _Rows
 
-SHORT, LONG = 4, 12  # LINEARs over queues in a mixture
+SHORT, LONG = 4, 22  # LINEARs over queues in a mixture
 
 
 class Mixture:

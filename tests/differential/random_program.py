@@ -305,7 +305,7 @@ class Generator:
         if self.mixtures and self.rng.random() < 0.5:
             # Far ahead fetch may block for ever, on a ring that is full or an instruction that it has not reached.
             with suppress(HazardError):
-                program = self._interleaved(work, self._int(STREAM_QUEUE_DEPTH, 40))
+                program = self._interleaved(work, self._int(STREAM_QUEUE_DEPTH, 2 * STREAM_QUEUE_DEPTH))
         entry = self._block(encode_program(program))
         inputs, output_bytes = self._buffers()
         return RandomProgram(self.config, bytes(self.image), entry, program, inputs, output_bytes)
