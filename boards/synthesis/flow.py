@@ -78,10 +78,11 @@ def synthesise(
     for path, unit in Hierarchy(verilog).unit(top).instances():
         units.setdefault(unit.digest, unit)
         paths.setdefault(unit.digest, []).append(path)
-    largest_first = sorted(units, key=lambda key: -len(units[key].source))
+    # The longest first: memories of many UltraRAMs, then by the amount of Verilog.
+    longest_first = sorted(units, key=lambda key: ("ram_style" not in units[key].source, -len(units[key].source)))
     done: dict[str, Synthesised] = {}
     with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
-        futures = {pool.submit(_unit, units[key], version): key for key in largest_first}
+        futures = {pool.submit(_unit, units[key], version): key for key in longest_first}
         try:
             for future in as_completed(futures):
                 key = futures[future]

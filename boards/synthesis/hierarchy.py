@@ -73,7 +73,9 @@ class Hierarchy:
     def unit(self, module: str, path: str | None = None) -> Unit:
         """The unit of a module, with all units below it."""
         path = path or _plain(module)
-        inside, stubs, children = {module: None}, {}, {}
+        inside: dict[str, None] = {module: None}
+        stubs: dict[str, None] = {}
+        children: dict[str, Unit] = {}
 
         def walk(parent: str, below: str) -> None:
             for instance, child in self.instances(parent):

@@ -1,17 +1,21 @@
 """Maps a unit's Verilog to UltraScale+ cells with Yosys: `python -m moevit.boards.synthesis.mapping source top out`.
 
-This is `synth_xilinx -family xcup` with two of its steps replaced.
+This is `synth_xilinx -family xcup` with some of its steps replaced.
 
 - Multipliers: Yosys packs registers, adders and cascades into the DSPs of the 7 series only, although those of
   UltraScale+ have the same ones (UG579). So multipliers of 27 x 18 bits are mapped to cells that bear the 7 series'
   name, are packed as those, and get their own name afterwards.
+- Tables: all become LUTs. `memory_libmap` runs out of memory on a table with a read port for each of 32 lanes.
 - LUTs: `abc`, since `abc9` of Yosys 0.70 fails on some units of this machine with an assertion about names.
 """
 
+import resource
 import sys
 from pathlib import Path
 
 OPTIONS = "-family xcup -uram -flatten -noiopad -noclkbuf"
+
+MEMORY_BYTES = 8 << 30  #: a pass that wants more fails, and not the whole computer
 
 MULTIPLIER = r"""
 module \$__MUL27X18 (input [26:0] A, input [17:0] B, output [44:0] Y);
@@ -58,7 +62,9 @@ def script(source: Path, top: str, multiplier: Path, netlist: Path) -> list[str]
         "select -clear",
         "xilinx_dsp -family xc7",
         "chtype -set $mul t:$__soft_mul",
-        f"{synthesise} coarse:map_luts",
+        f"{synthesise} coarse:map_memory",
+        "memory_map -rom-only",
+        f"{synthesise} map_memory:map_luts",
         "opt_expr -mux_undef -noclkinv",
         "abc -luts 2:2,3,6:5,10,20",
         "clean",
@@ -76,6 +82,7 @@ def main(source: Path, top: str, netlist: Path) -> None:
     """Write a unit's netlist as Yosys' JSON."""
     from pyosys import libyosys
 
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     multiplier = netlist.with_suffix(".map.v")
     multiplier.write_text(MULTIPLIER)
     design = libyosys.Design()

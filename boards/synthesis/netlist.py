@@ -93,7 +93,7 @@ class _Netlist:
                 if isinstance(bit, int):
                     known = self._names.get(bit)
                     if known is None or _clumsiness(name) < _clumsiness(known):
-                        self._names[bit] = name
+                        self._names[bit] = name.removeprefix("\\")
 
     def result(self) -> Result:
         cells = Counter(c["type"] for n, c in self._cells.items() if n not in self._children)

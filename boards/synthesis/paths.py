@@ -51,7 +51,7 @@ def crossings(results: Iterable[tuple[str, Result]]) -> list[Crossing]:
         if port in arrivals:
             return arrivals[port]  # None too: a loop of ports, which as a loop of bits does not exist
         arrivals[port] = None
-        found = []
+        found: list[tuple[int, str, tuple[str, ...]]] = []
         if port in begins:
             levels, start = begins[port]
             found.append((levels, start, (port,)))
