@@ -262,13 +262,13 @@ class TargetMissedError(AssertionError):
     """Apart from other failures, which no mark may hide."""
 
 
-NOT_YET = pytest.mark.xfail(strict=True, raises=TargetMissedError, reason="the array waits for experts' weights")
+NOT_YET = pytest.mark.xfail(strict=True, raises=TargetMissedError, reason="547,244 cycles: the output is 1.2 MB")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["deit-ti", pytest.param("m3vit-tiny-seg", marks=NOT_YET), pytest.param("m3vit-tiny-depth", marks=NOT_YET)],
+    ["deit-ti", "m3vit-tiny-depth", pytest.param("m3vit-tiny-seg", marks=NOT_YET)],
 )
 def test_targets(name: str) -> None:
     (work,) = run(choose(name), ["rtl"])

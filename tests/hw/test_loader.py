@@ -749,7 +749,7 @@ def test_events():
     case.attention(8, 20, 1, 8, wait=2)
     case.expert(0, 8, gather=True)
     result = simulate(case, delay=80, seed=14, norm_delay=400, brought_delay=1500)
-    never = {"memory", "array", "fetch", "order"}  # nobody else reads, and the queues do not fill; the rest is the core's
+    never = {"memory", "array", "fetch", "order"}  # nobody else reads, the queues do not fill; the core has the rest
     assert {name for name, count in result.events.items() if not count} == never
     assert sum(result.events.values()) <= result.cycles
 
