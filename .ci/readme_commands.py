@@ -1,6 +1,7 @@
 """Run the commands of README.md and docs/ as a reader would: each line of their `sh` blocks, up to a failure.
 
-Lines that call make, git or pytest are left out: those have a step of their own, or are behind us. A command
+Lines that call make, git, pip or pytest are left out: those have a step of their own, or are behind us. So is the
+synthesis of a whole board, which takes many minutes: tests synthesise single units and run the command on stand-ins. A command
 that stands in several pages runs once.
 """
 
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = ("#", "make", "git", "cd", "pytest", "python -m pytest", "source")
+ELSEWHERE = ("#", "make", "git", "cd", "pytest", "python -m pytest", "source", "pip", "moevit build")
 
 
 def commands(text: str) -> list[str]:
