@@ -1,7 +1,7 @@
 """Run the commands of README.md and docs/ as a reader would: each line of their `sh` blocks, up to a failure.
 
 Lines that call make, git, pip or pytest are left out: those have a step of their own, or are behind us. So is the
-synthesis of a whole board, which takes many minutes: tests synthesise single units and run the command on stand-ins. A command
+synthesis of a whole board, which takes many minutes: a test runs that command's flow on a small machine. A command
 that stands in several pages runs once.
 """
 
