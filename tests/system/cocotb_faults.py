@@ -112,6 +112,8 @@ async def illegal(dut):
     end = len(job.instructions) - 1
     linear, attention, stream = find(job, Linear), find(job, Attention), find(job, Stream)
     copy_in, copy_out = find(job, DmaIn), find(job, DmaOut)
+    # Only where there are K or V must a token be a multiple of T.
+    keys = next(n for n, i in enumerate(job.instructions) if isinstance(i, Linear) and i.key_tile < i.tiles)
     cases: dict[str, tuple[Job, int]] = {
         "opcode 0": (patch(job, copy_in, b"\0"), copy_in),
         "opcode 8": (patch(job, linear, b"\x08"), linear),
@@ -127,7 +129,7 @@ async def illegal(dut):
     }
     fields = [
         (linear, {"n_rows": 0}), (linear, {"length": 0}), (linear, {"tiles": 0}), (linear, {"norm": 3}),
-        (linear, {"out_type": 3}), (linear, {"length": CONFIG.tile_depth + 1}), (linear, {"token": 1}),
+        (linear, {"out_type": 3}), (linear, {"length": CONFIG.tile_depth + 1}), (keys, {"token": 1}),
         (linear, {"key_tile": 1000}), (linear, {"tiles": 900, "key_tile": 900, "value_tile": 900}),
         (attention, {"n_rows": 0}), (attention, {"n_keys": 0}), (attention, {"heads": 0}),
         (attention, {"head_dim": 0}), (attention, {"n_keys": CONFIG.tile_depth + 1}),
