@@ -202,7 +202,7 @@ class _Fuser:
 
     def _defined(self, tensor: str) -> bool:
         """Whether a stage so far, or an input, has made a tensor."""
-        return any(tensor == s.output for s in self.stages)
+        return any(tensor == s.output for s in self.stages) or any(tensor == i.name for i in self.graph.inputs)
 
     def _find_qkv(self) -> dict[str, ir.Attention]:
         """Each linear layer that belongs to a triple read by one attention only, from one tensor."""

@@ -103,12 +103,17 @@ class Quantised:
 
 
 def image_format(r: Range) -> Format:
-    """uint8 of an image input. Pixels in [0, 1] keep their own steps of 1/255 exactly."""
+    """uint8 of an input. Pixels in [0, 1] keep their own steps of 1/255 exactly."""
     if r.low >= 0 and r.high <= 1:
         return Format("uint8", 1 / 255)
     span = max(r.high - r.low, 1e-6)
     scale = span / 255
     return Format("uint8", scale, int(np.clip(round(-r.low / scale), 0, 255)))
+
+
+def residual_format(peak: float) -> Format:
+    """int16 of the residual stream, of what a norm reads, and of outputs."""
+    return Format("int16", peak * INT16_HEADROOM / 32767)
 
 
 def _int8(r: Range) -> Format:
@@ -141,10 +146,13 @@ def _choose_formats(stages: Stages, ranges: dict[str, Range]) -> dict[str, Forma
     peaks: dict[str, float] = {}
     for t in wide & set(ranges):  # rows that a mixture of experts starts from have no values of their own
         peaks[root(t)] = max(peaks.get(root(t), 0.0), ranges[t].peak)
-    formats = {i.name: image_format(ranges[i.name]) for i in stages.graph.inputs}
+    formats = {
+        i.name: residual_format(peaks[root(i.name)]) if i.name in wide else image_format(ranges[i.name])
+        for i in stages.graph.inputs
+    }
     for s in stages.stages:
         if s.output in wide:
-            formats[s.output] = Format("int16", peaks[root(s.output)] * INT16_HEADROOM / 32767)
+            formats[s.output] = residual_format(peaks[root(s.output)])
         elif isinstance(s, LinearStage) and s.activation is not None:
             formats[s.output] = _one_sided(ranges[s.output])
         else:

@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,7 @@ def compile(
 
 
 def _public(plain: program.Program) -> Program:
-    return Program(plain.config, plain.tasks, plain.sources, plain.image, plain.shared_bytes)
+    return Program(**{f.name: getattr(plain, f.name) for f in fields(plain)})
 
 
 def _inputs(shapes: Mapping[str, tuple[int, ...]], data: Data) -> "Inputs":

@@ -1,7 +1,8 @@
 """The program container: one file, no code in it, every size and offset checked before use.
 
-Layout (little-endian): 8 bytes magic, u32 header bytes, u64 image bytes, 32 bytes SHA-256 of header and image,
-the header (JSON, deflated), the image. A file that is truncated, longer, altered or inconsistent is refused.
+Layout (little-endian): 8 bytes magic, u32 header bytes, u64 image bytes, u64 host bytes, 32 bytes SHA-256 of all that
+follows: the header (JSON, deflated), the image, the host's ONNX models. A file that is truncated, longer, altered or
+inconsistent is refused.
 """
 
 import hashlib
@@ -17,13 +18,17 @@ from moevit.config import AcceleratorConfig
 from moevit.errors import ConfigError, ContainerError, EncodingError
 from moevit.isa import INSTRUCTION_BYTES, Begin, DmaIn, Instruction, Linear, Stream
 from moevit.isa.formats import BLOCK_BYTES, COUNT
+from moevit.layout import row_words
 from moevit.numerics.route import MAX_EXPERTS
+from moevit.pipeline import HostPart, Pipeline
+from moevit.pipeline_check import check_pipelines
 from moevit.program import (
     DTYPES,
     MEMORY_ACTIVATION,
     MEMORY_KEY,
     MEMORY_QUEUE,
     MEMORY_VALUE,
+    Input,
     Layer,
     Program,
     Source,
@@ -32,10 +37,11 @@ from moevit.program import (
 )
 from moevit.schema import from_json, to_json
 
-MAGIC = b"MOEVIT\x00\x02"
-_PREFIX = struct.Struct("<8sIQ32s")
+MAGIC = b"MOEVIT\x00\x03"
+_PREFIX = struct.Struct("<8sIQQ32s")
 MAX_HEADER_BYTES = 64 << 20  #: before compression
 MAX_IMAGE_BYTES = 4 << 30
+MAX_HOST_BYTES = 4 << 30
 MAX_BUFFER_BYTES = 1 << 30
 MAX_ELEMENTS = 1 << 28  #: of one tensor
 MAX_TOKENS = 1 << COUNT  #: in the experts' queues
@@ -46,17 +52,22 @@ class _Header:
     tasks: tuple[Task, ...]
     sources: tuple[Source, ...]
     shared_bytes: int
+    pipelines: tuple[Pipeline, ...]
+    host_parts: tuple[HostPart, ...]
 
 
 def dumps(program: Program) -> bytes:
     """The container's bytes; the same program gives the same bytes."""
     header = {"config": program.config.to_dict()} | to_json(
-        _Header(program.tasks, program.sources, program.shared_bytes)
+        _Header(program.tasks, program.sources, program.shared_bytes, program.pipelines, program.host_parts)
     )
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     packed = zlib.compress(text, 9)
-    digest = hashlib.sha256(packed + program.image).digest()
-    return _PREFIX.pack(MAGIC, len(packed), len(program.image), digest) + packed + program.image
+    body = packed + program.image + program.host_data
+    prefix = _PREFIX.pack(
+        MAGIC, len(packed), len(program.image), len(program.host_data), hashlib.sha256(body).digest()
+    )
+    return prefix + body
 
 
 def save(program: Program, path: Path) -> None:
@@ -81,7 +92,7 @@ def load(path: Path) -> Program:
     path = Path(path)
     try:
         size = path.stat().st_size
-        if size > _PREFIX.size + MAX_HEADER_BYTES + MAX_IMAGE_BYTES:
+        if size > _PREFIX.size + MAX_HEADER_BYTES + MAX_IMAGE_BYTES + MAX_HOST_BYTES:
             raise ContainerError(f"{size} bytes are more than any container has")
         return loads(path.read_bytes())
     except OSError as error:
@@ -95,8 +106,8 @@ def loads(data: bytes) -> Program:
     """Inverse of :func:`dumps`."""
     if len(data) < _PREFIX.size or data[: len(MAGIC)] != MAGIC:
         raise ContainerError("not a moevit container of this version")
-    _, header_bytes, image_bytes, digest = _PREFIX.unpack_from(data)
-    if header_bytes > MAX_HEADER_BYTES or _PREFIX.size + header_bytes + image_bytes != len(data):
+    _, header_bytes, image_bytes, host_bytes, digest = _PREFIX.unpack_from(data)
+    if header_bytes > MAX_HEADER_BYTES or _PREFIX.size + header_bytes + image_bytes + host_bytes != len(data):
         raise ContainerError("truncated, or longer than its header says")
     body = memoryview(data)[_PREFIX.size :]
     if hashlib.sha256(body).digest() != digest:
@@ -112,7 +123,11 @@ def loads(data: bytes) -> Program:
     except ConfigError as error:
         raise ContainerError(error.what, where="config") from error
     header = from_json(_Header, fields, "header")
-    program = Program(config, header.tasks, header.sources, bytes(body[header_bytes:]), header.shared_bytes)
+    image, host_data = bytes(body[header_bytes:][:image_bytes]), bytes(body[header_bytes + image_bytes :])
+    program = Program(
+        config, header.tasks, header.sources, image, header.shared_bytes, header.pipelines, header.host_parts,
+        host_data,
+    )  # fmt: skip
     validate(program)
     return program
 
@@ -139,6 +154,7 @@ def validate(program: Program) -> None:
     _require(len(set(names)) == len(names), "two tasks have one name", "tasks")
     for task in program.tasks:
         _validate_task(program, task)
+    check_pipelines(program)
 
 
 def _validate_task(program: Program, task: Task) -> None:
@@ -175,10 +191,7 @@ def _validate_task(program: Program, task: Task) -> None:
             _require(0 <= p.instruction < task.instructions and instructions[p.instruction].retires,
                      "a piece names no instruction that retires", here)
     for x in task.inputs:
-        here = f"{where}, input {x.name!r}"
-        _require(all(n > 0 for n in x.shape) and _product(x.shape) <= MAX_ELEMENTS, "bad shape", here)
-        _require(x.offset >= 0 and x.offset + _product(x.shape) <= task.input_bytes, "outside the buffer", here)
-        _require(x.scale > 0 and 0 <= x.zero_point <= 255, "bad scale or zero point", here)
+        _validate_input(program, task, x, f"{where}, input {x.name!r}")
     for y in task.outputs:
         here = f"{where}, output {y.name!r}"
         _require(y.tensor in tensors, f"unknown tensor {y.tensor!r}", here)
@@ -196,6 +209,21 @@ def _validate_task(program: Program, task: Task) -> None:
         _require(y.offset >= 0 and y.offset + extent <= task.output_bytes, "outside the buffer", here)
     for layer in task.layers:
         _validate_layer(program, task, layer, instructions, tensors)
+
+
+def _validate_input(program: Program, task: Task, x: Input, here: str) -> None:
+    size = _product(x.shape)
+    _require(all(n > 0 for n in x.shape) and size <= MAX_ELEMENTS, "bad shape", here)
+    _require(x.dtype in DTYPES, f"unknown dtype {x.dtype!r}", here)
+    bits, signed = DTYPES[x.dtype]
+    if x.channels:
+        _require(x.rows > 0 and x.channels > 0 and x.rows * x.channels == size, "its rows do not fit its shape", here)
+        size = x.rows * row_words(x.channels, program.config.columns, bits) * program.config.columns
+    else:
+        _require(x.rows == 0 and x.dtype == "uint8", "an image that is not uint8", here)
+    _require(x.offset >= 0 and x.offset + size <= task.input_bytes, "outside the buffer", here)
+    low = -(1 << (bits - 1)) if signed else 0
+    _require(x.scale > 0 and low <= x.zero_point < low + (1 << bits), "bad scale or zero point", here)
 
 
 def _validate_place(program: Program, t: Tensor, here: str) -> None:
@@ -220,8 +248,8 @@ def _validate_queue(tensors: dict[str, Tensor], t: Tensor, here: str) -> None:
 
 
 #: how many inputs a layer has, by its kind, and outputs if not one
-_INPUTS = {"patches": (1,), "constant": (0,), "linear": (1, 2), "attention": (3,), "route": (1,), "gather": (2,),
-           "scatter": (3,)}  # fmt: skip
+_INPUTS = {"patches": (1,), "rows": (1,), "constant": (0,), "linear": (1, 2), "attention": (3,), "route": (1,),
+           "gather": (2,), "scatter": (3,)}  # fmt: skip
 _OUTPUTS = {"linear": (1, 3), "route": (1, 2)}
 
 
@@ -230,7 +258,7 @@ def _validate_layer(
 ) -> None:
     here = f"task {task.name!r}, layer {layer.name!r}"
     _require(layer.kind in _INPUTS, f"unknown kind {layer.kind!r}", here)
-    inputs = {x.name for x in task.inputs} if layer.kind == "patches" else set(tensors)
+    inputs = {x.name for x in task.inputs} if layer.kind in ("patches", "rows") else set(tensors)
     _require(set(layer.inputs) <= inputs and set(layer.outputs) <= set(tensors), "unknown tensor", here)
     _require(len(layer.outputs) in _OUTPUTS.get(layer.kind, (1,)), "wrong number of outputs", here)
     _require(len(layer.inputs) in _INPUTS[layer.kind], "wrong number of inputs", here)
@@ -241,6 +269,10 @@ def _validate_layer(
     if layer.kind == "patches":
         _require(len(layer.patch) == 5 and all(n > 0 for n in layer.patch), "bad patch shape", here)
         _require(_product(layer.patch[:3]) <= MAX_ELEMENTS, "bad patch shape", here)
+    if layer.kind == "rows":
+        x, t = next(x for x in task.inputs if x.name == layer.inputs[0]), tensors[layer.outputs[0]]
+        whole = -(-x.channels // program.config.columns) * program.config.columns
+        _require((x.dtype, x.rows, whole) == (t.dtype, t.rows, t.channels), "is not its input", here)
     if layer.kind == "constant":
         copies = [instructions[i] for i in layer.instructions]
         inside = [isinstance(c, DmaIn) and c.offset + c.segment_bytes <= len(program.image) for c in copies]

@@ -6,10 +6,12 @@ tensors), from which the NumPy reference works without knowing any address.
 """
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from moevit.config import AcceleratorConfig
 from moevit.isa import INSTRUCTION_BYTES, Instruction, decode_program
 from moevit.order import Walk
+from moevit.pipeline import HostPart, Pipeline, only_step
 
 MEMORY_ACTIVATION = "activation"
 MEMORY_KEY = "key"
@@ -61,8 +63,9 @@ class Tensor:
 class Layer:
     """One operation of the quantised graph.
 
-    kind : ``patches`` (image to rows), ``constant`` (from the image), ``linear``, ``attention``, ``route`` (a gate),
-        ``gather`` (tokens of an expert's queue to dense rows) or ``scatter`` (those to their tokens' rows)
+    kind : ``patches`` (image to rows), ``rows`` (an input that is rows), ``constant`` (from the image), ``linear``,
+        ``attention``, ``route`` (a gate), ``gather`` (tokens of an expert's queue to dense rows) or ``scatter`` (those
+        to their tokens' rows)
     inputs : tensor names; the second input of a linear layer is its residual. A gather layer has (rows, scores), a
         scatter layer (rows, scores, residual)
     outputs : tensor names; a linear layer that fills K and V has (q, k, v), a route layer (scores) or (scores,
@@ -92,13 +95,20 @@ class Layer:
 
 @dataclass(frozen=True)
 class Input:
-    """A model input as the host writes it: uint8 [shape], q = round(x / scale) + zero_point, saturated."""
+    """A model input as the host writes it: q = round(x / scale) + zero_point, saturated to ``dtype``.
+
+    An image is uint8 [shape], as it is. An input with ``channels`` is a matrix: its values as [rows, channels] of any
+    of ``DTYPES``, row by row in the layout of the activation memory (:func:`moevit.layout.pack_rows`).
+    """
 
     name: str
     shape: tuple[int, ...]
     scale: float
     zero_point: int
     offset: int
+    dtype: str = "uint8"
+    rows: int = 0
+    channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,26 +162,51 @@ class Source:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything a container holds."""
+    """Everything a container holds.
+
+    ``tasks`` are the programs of the machine. Where the host has a part in one, ``pipelines`` has the tasks as the
+    user knows them, ``host_parts`` what the host does, and ``host_data`` the ONNX models of these, one behind the
+    other; they are no part of ``image``, which is what the machine's memory holds. Without ``pipelines`` each task is
+    one by itself.
+    """
 
     config: AcceleratorConfig
     tasks: tuple[Task, ...]
     sources: tuple[Source, ...]
     image: bytes = field(repr=False)
     shared_bytes: int = 0
+    pipelines: tuple[Pipeline, ...] = ()
+    host_parts: tuple[HostPart, ...] = ()
+    host_data: bytes = field(default=b"", repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks as the user knows them."""
+        return tuple(p.name for p in self.pipelines) or tuple(t.name for t in self.tasks)
+
+    def pipeline(self, name: str | None = None) -> Pipeline:
+        """What to do for a task as the user knows it; the first when None. Raises InputError as :meth:`task`."""
+        if not self.pipelines:
+            return only_step(self.task(name))
+        return _named(self.pipelines, name)
 
     def task(self, name: str | None = None) -> Task:
         """A task by name; the first when None. Raises InputError naming those there are."""
-        from moevit.errors import InputError
-
-        if name is None:
-            return self.tasks[0]
-        for task in self.tasks:
-            if task.name == name:
-                return task
-        raise InputError(f"no task {name!r}", mend=f"choose one of {', '.join(t.name for t in self.tasks)}")
+        return _named(self.tasks, name)
 
     def instructions(self, task: Task) -> list[Instruction]:
         """The decoded program of a task."""
         data = self.image[task.entry : task.entry + task.instructions * INSTRUCTION_BYTES]
         return list(decode_program(data))
+
+
+T = TypeVar("T", Task, Pipeline)
+
+
+def _named(entries: tuple[T, ...], name: str | None) -> T:
+    from moevit.errors import InputError
+
+    for entry in entries:
+        if name in (None, entry.name):
+            return entry
+    raise InputError(f"no task {name!r}", mend=f"choose one of {', '.join(e.name for e in entries)}")

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from moevit.config import AcceleratorConfig
 from moevit.errors import InputError
-from moevit.program import Task
+from moevit.layout import pack_rows
+from moevit.program import DTYPES, Task
 
 IMAGE_KEY = "images"  #: the array of a .npz that holds a model's only input as uint8
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -76,21 +78,29 @@ def read_inputs(shapes: Shapes, sources: Sequence[Path]) -> Inputs:
     return Inputs(arrays, extra)
 
 
-def quantise(task: Task, values: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.uint8]]:
-    """Float inputs [B, *shape] as the integers that the machine reads: q = round(x / scale) + zero_point, saturated."""
+def quantise(task: Task, values: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray]:
+    """Float inputs [B, *shape] as the integers that the machine reads: q = round(x / scale) + zero_point, saturated.
+
+    An image keeps its shape, a matrix is [B, rows, channels].
+    """
     out = {}
     for entry in task.inputs:
-        q = np.rint(values[entry.name].astype(np.float64) / entry.scale) + entry.zero_point
-        out[entry.name] = np.clip(q, 0, 255).astype(np.uint8)
+        x = values[entry.name].astype(np.float64)
+        low, high = (np.iinfo(entry.dtype).min, np.iinfo(entry.dtype).max)
+        q = np.clip(np.rint(x / entry.scale) + entry.zero_point, low, high).astype(entry.dtype)
+        out[entry.name] = q.reshape(len(q), entry.rows, entry.channels) if entry.channels else q
     return out
 
 
-def pack(task: Task, quantised: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def pack(config: AcceleratorConfig, task: Task, quantised: Mapping[str, NDArray]) -> NDArray[np.uint8]:
     """The input buffers [B, input bytes] that hold quantised inputs."""
     batch = len(next(iter(quantised.values())))
     buffer = np.zeros((batch, task.input_bytes), np.uint8)
     for entry in task.inputs:
-        flat = quantised[entry.name].reshape(batch, -1)
+        values = quantised[entry.name]
+        if entry.channels:
+            values = pack_rows(values, config.columns, DTYPES[entry.dtype][0])
+        flat = values.reshape(batch, -1)
         buffer[:, entry.offset : entry.offset + flat.shape[1]] = flat
     return buffer
 

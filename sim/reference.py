@@ -18,11 +18,11 @@ from moevit.program import DTYPES, Layer, Program, Task
 from moevit.sim.experts import entries
 
 Tensors = dict[str, NDArray]
-Quantised = dict[str, NDArray[np.uint8]]
+Quantised = dict[str, NDArray]
 Instructions = list[Instruction]
 
 
-def run_reference(program: Program, task: Task, inputs: dict[str, NDArray[np.uint8]]) -> Tensors:
+def run_reference(program: Program, task: Task, inputs: Quantised) -> Tensors:
     """Every tensor of the task, each [B, rows, channels] int64, for quantised inputs [B, ...]."""
     instructions = program.instructions(task)
     tensors: Tensors = {}
@@ -40,6 +40,14 @@ def _patches(
     rows = image.transpose(0, 2, 4, 1, 3, 5).reshape(len(image), (h // ph) * (w // pw), c * ph * pw)
     padding = task.tensor(layer.outputs[0]).channels - rows.shape[-1]
     tensors[layer.outputs[0]] = np.pad(rows, ((0, 0), (0, 0), (0, padding))).astype(np.int64)
+
+
+def _rows(
+    program: Program, task: Task, layer: Layer, instructions: Instructions, inputs: Quantised, tensors: Tensors
+) -> None:
+    rows = inputs[layer.inputs[0]].astype(np.int64)
+    padding = task.tensor(layer.outputs[0]).channels - rows.shape[-1]
+    tensors[layer.outputs[0]] = np.pad(rows, ((0, 0), (0, 0), (0, padding)))
 
 
 def _constant(
@@ -227,8 +235,8 @@ def _scatter(
     tensors[name] = out
 
 
-_LAYERS = {"patches": _patches, "constant": _constant, "linear": _linear, "attention": _attention, "route": _route,
-           "gather": _gather, "scatter": _scatter}  # fmt: skip
+_LAYERS = {"patches": _patches, "rows": _rows, "constant": _constant, "linear": _linear, "attention": _attention,
+           "route": _route, "gather": _gather, "scatter": _scatter}  # fmt: skip
 
 
 def decode_output(task: Task, name: str, values: NDArray) -> NDArray[np.float32]:

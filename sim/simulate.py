@@ -190,7 +190,7 @@ class _Isa:
     def batch(self, quantised: Quantised, first: int) -> Memories:
         """One batch, of which the first image has number ``first``; checked if that is wanted."""
         collector = None if self.checker is None else Collector(self.task, self.program.config)
-        memories = self.simulator.run(pack(self.task, quantised), after=collector)
+        memories = self.simulator.run(pack(self.program.config, self.task, quantised), after=collector)
         if self.checker is not None and collector is not None:
             self.checker(quantised, collector.values, memories.output, Place("isa", first))
         return memories
@@ -260,7 +260,7 @@ class _Rtl:
         outputs = []
         for first in range(0, len(inputs), RTL_BATCH):
             quantised = quantise(self.task, inputs.floats(first, first + RTL_BATCH))
-            buffers = pack(self.task, quantised)
+            buffers = pack(self.program.config, self.task, quantised)
             recorded = self.timeline if first == 0 else None
             result = self.simulator.run(
                 buffers, tensors=self.checker is not None, timeline=recorded is not None, progress=progress

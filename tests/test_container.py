@@ -32,13 +32,14 @@ def data(program: Program) -> bytes:
 def rebuilt(data: bytes, change) -> bytes:
     """The container with its header changed and its checksum made right again: a hostile file, not a damaged one."""
     header_bytes, image_bytes = struct.unpack_from("<IQ", data, 8)
-    body = data[52:]
+    body = data[60:]
     header = json.loads(zlib.decompress(body[:header_bytes]))
     header = change(header) or header
     text = zlib.compress(json.dumps(header).encode())
     image = body[header_bytes:]
     digest = hashlib.sha256(text + image).digest()
-    return struct.pack("<8sIQ32s", container.MAGIC, len(text), image_bytes, digest) + text + image
+    sizes = len(text), image_bytes, len(image) - image_bytes
+    return struct.pack("<8sIQQ32s", container.MAGIC, *sizes, digest) + text + image
 
 
 def test_round_trip(program: Program, data: bytes, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_random_header_changes_raise_no_other_error(data: bytes) -> None:
             yield from integers(value, (*path, key))
 
     header_bytes = struct.unpack_from("<I", data, 8)[0]
-    paths = list(integers(json.loads(zlib.decompress(data[52 : 52 + header_bytes]))))
+    paths = list(integers(json.loads(zlib.decompress(data[60 : 60 + header_bytes]))))
     values = [-1, 0, 1, 63, 255, 1 << 16, 1 << 31, 1 << 63, 10**30]
     for _ in range(150):
         path, value = paths[rng.integers(len(paths))], values[rng.integers(len(values))]
@@ -216,7 +217,7 @@ def test_random_header_changes_raise_no_other_error(data: bytes) -> None:
 def test_other_headers_are_refused(packed: bytes) -> None:
     digest = hashlib.sha256(packed).digest()
     with pytest.raises(ContainerError, match="header"):
-        container.loads(struct.pack("<8sIQ32s", container.MAGIC, len(packed), 0, digest) + packed)
+        container.loads(struct.pack("<8sIQQ32s", container.MAGIC, len(packed), 0, 0, digest) + packed)
 
 
 def test_missing_file_and_folder_are_clear(program: Program, tmp_path: Path) -> None:

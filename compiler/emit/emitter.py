@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from moevit import layout
 from moevit.compiler.emit.bands import Band, bands, copy_constants, copy_pixels
 from moevit.compiler.emit.draft import Draft
 from moevit.compiler.emit.experts import Routing, emit_experts
+from moevit.compiler.emit.rows import bring_rows, place_inputs
 from moevit.compiler.memory import BlockStore
 from moevit.compiler.quantise import (
     Quantised,
@@ -25,7 +24,7 @@ from moevit.isa import Attention, DmaOut, Linear, OutputType
 from moevit.isa.formats import BLOCK_BYTES
 from moevit.numerics.activation import Activation
 from moevit.order import walks
-from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Input, Output, Task, Tensor
+from moevit.program import DTYPES, MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Output, Task, Tensor
 
 OUTPUT_CHUNKS = 8  #: that a large output of the model is computed and copied in
 CHUNK_BYTES = 1 << 14  #: smaller ones would wait longer for the bus than it takes to copy them
@@ -65,7 +64,7 @@ class Emitter:
                 where=f"task {name!r}", mend="use a configuration with a larger operand_words",
             )  # fmt: skip
         self.draft = Draft(config, ring_words, blocks)
-        self.inputs = self._inputs()
+        self.inputs, self.input_bytes = place_inputs(stages.graph.inputs, quantised.formats, config)
         self.offsets: dict[str, int] = {}  # of tensors in the output buffer
         self.output_bytes = 0
 
@@ -77,6 +76,7 @@ class Emitter:
     def run(self) -> Task:
         """Emit everything and append the program to the image."""
         last_use = self._last_uses()
+        bring_rows(self.draft, self.inputs.values())
         for index, stage in enumerate(self.quantised.stages):
             if isinstance(stage, QuantisedAttention):
                 self._attention(stage.stage, stage)
@@ -95,17 +95,6 @@ class Emitter:
         )  # fmt: skip
 
     # -- what is needed how long, and how much -----------------------------------------------------------------
-
-    def _inputs(self) -> dict[str, Input]:
-        out: dict[str, Input] = {}
-        offset = 0
-        for entry in self.stages.graph.inputs:
-            f = self.quantised.formats[entry.name]
-            out[entry.name] = Input(entry.name, entry.model_shape, f.scale, f.zero_point, offset)
-            offset += int(np.prod(entry.shape))
-            offset += -offset % BLOCK_BYTES
-        self.input_bytes = offset
-        return out
 
     def _last_uses(self) -> dict[str, int]:
         end = len(self.quantised.stages)

@@ -54,7 +54,7 @@ class Subject:
 
     def first_buffer(self) -> NDArray[np.uint8]:
         """That input as the machine reads it: [1, input bytes]."""
-        return pack(self.task, quantise(self.task, self.first.floats()))
+        return pack(self.program.config, self.task, quantise(self.task, self.first.floats()))
 
     @cached_property
     def first_tensors(self) -> Tensors:

@@ -71,8 +71,8 @@ def _drains(n_rows: int, config: AcceleratorConfig) -> Iterator[int]:
 
 def role(layer: Layer, instructions: list[Instruction]) -> str:
     """What a layer does, in a word or three: ``norm + q, k, v``, ``attention``, ``linear + gelu``."""
-    if layer.kind in ("patches", "constant"):
-        return {"patches": "patches in", "constant": "constant in"}[layer.kind]
+    if layer.kind in ("patches", "rows", "constant"):
+        return f"{layer.kind} in"
     if layer.kind == "attention":
         return "attention"
     first = instructions[layer.instructions[0]]

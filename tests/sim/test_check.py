@@ -21,7 +21,7 @@ def case():
     quantised = quantised_inputs(task, {k: v[:3] for k, v in float_inputs(ODD).items()})
     collector = Collector(task, program.config)
     simulator = IsaSimulator(program.config, program.image, program.instructions(task), task.output_bytes)
-    memories = simulator.run(pack(task, quantised), after=collector)
+    memories = simulator.run(pack(program.config, task, quantised), after=collector)
     return program, task, collector.values, memories.output, run_reference(program, task, quantised)
 
 

@@ -227,7 +227,7 @@ def test_many_random_programs(seed: int) -> None:
 def test_a_slow_memory(config: str, bytes_per_cycle: float) -> None:
     program = compiled(FASHION, config).program
     task = program.tasks[0]
-    inputs = pack(task, quantised_inputs(task, clothes()))
+    inputs = pack(program.config, task, quantised_inputs(task, clothes()))
     dram = DramModel(bytes_per_cycle=bytes_per_cycle, latency_cycles=90)
     rtl = run_raw(program.config, program.image, task.entry, task.instructions, inputs, task.output_bytes, dram=dram)
     got = predict(program.config, program.instructions(task), task.entry, dram, {})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moevit.config import CONFIGS
 from moevit.errors import InputError
 from moevit.program import Input, Task
 from moevit.sim.inputs import from_arrays, pack, quantise, read_inputs
@@ -138,6 +139,6 @@ def test_quantise_and_pack():
     quantised = quantise(task, values)
     assert quantised["a"].tolist() == [[0, 11]]
     assert quantised["b"].tolist() == [[[0, 255, 7]]]
-    buffer = pack(task, quantised)
+    buffer = pack(CONFIGS["tiny"], task, quantised)
     assert buffer.shape == (1, 128)
     assert np.flatnonzero(buffer).tolist() == [1, 65, 66]

@@ -29,7 +29,7 @@ def program(request: pytest.FixtureRequest) -> Program:
 def scenes(program: Program, task: Task) -> np.ndarray:
     """Input buffers of the first scenes, one for each turn."""
     inputs = read_inputs({x.name: x.shape for x in task.inputs}, [M3VIT / "test_scenes.npz"]).limited(TURNS)
-    return pack(task, quantise(task, inputs.floats(0, TURNS)))
+    return pack(program.config, task, quantise(task, inputs.floats(0, TURNS)))
 
 
 def run(program: Program, tasks: list[Task], inputs: np.ndarray, **options: object) -> RawRun:

@@ -41,7 +41,7 @@ def record(program, values, dram=None):
     """The program's task, and its run."""
     task = program.task(None)
     simulator = RtlSimulator(program, task, dram=dram, workers=1)
-    return task, simulator.run(pack(task, quantise(task, Inputs(values, {}).floats())), timeline=True)
+    return task, simulator.run(pack(program.config, task, quantise(task, Inputs(values, {}).floats())), timeline=True)
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)
