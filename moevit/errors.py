@@ -69,6 +69,49 @@ class ToolError(MoevitError):
     """A program that moevit calls is missing or does not work; `mend` says how to install it."""
 
 
+class DeviceError(MoevitError):
+    """A board or the machine on it cannot be used as asked. The classes below it say what kind of trouble it is."""
+
+
+class WrongBoardError(DeviceError):
+    """The bitstream was made for another board than this one."""
+
+
+class WrongBitstreamError(DeviceError):
+    """What answers is no machine of moevit, one of another version, or one of another configuration than expected."""
+
+
+class DevicePermissionError(DeviceError):
+    """The operating system does not let this user at the board."""
+
+
+class DeviceTimeoutError(DeviceError):
+    """The machine, or the board, did not answer in time."""
+
+
+class MachineError(DeviceError):
+    """The machine stopped a program with an error code.
+
+    Parameters
+    ----------
+    code : int
+        The ERROR register; see `moevit.registers.ErrorCode`.
+    instruction : int
+        The ERROR_INSTRUCTION register.
+    what, where, mend
+        As in the base class.
+    """
+
+    def __init__(self, what: str, *, code: int, instruction: int, where: str | None = None, mend: str | None = None):
+        self.code = code
+        self.instruction = instruction
+        super().__init__(what, where=where, mend=mend)
+
+    def as_json(self) -> dict[str, Any]:
+        """As the base class, and the two registers."""
+        return super().as_json() | {"code": self.code, "instruction": self.instruction}
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnsupportedNode:
     """A node of a model that the accelerator cannot do: its name, operator, the reason, and a way out."""

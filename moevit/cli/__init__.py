@@ -18,6 +18,7 @@ from moevit.errors import MoevitError
 COMMANDS = {
     "compile": "Turn ONNX models into a program container.",
     "simulate": "Run a container on one of the simulators.",
+    "run": "Run a container on a device.",
     "evaluate": "Compare a container's accuracy with onnxruntime's.",
     "ablate": "Measure each of the machine's techniques against the plain way.",
     "bench": "Measure the standing workloads and what bounds them.",

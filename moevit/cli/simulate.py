@@ -144,12 +144,7 @@ def _say(output: Output, result: "Result", task: "Task") -> None:
     """The report for a person."""
     images = "1 image" if result.images == 1 else f"{result.images} images"
     output.say(f"Task {result.task} on {result.config}, {result.backend}: {images} in {result.wall_s:.1f} s")
-    for name, values in result.outputs.items():
-        flat = values.reshape(len(values), -1)
-        for i, row in enumerate(flat[:SHOWN_IMAGES]):
-            output.say(f"  {name}, image {i}: {_values(row)}")
-        if len(flat) > SHOWN_IMAGES:
-            output.say(f"  … and {len(flat) - SHOWN_IMAGES} more")
+    say_outputs(output, result.outputs)
     if result.cycles is not None:
         _say_cycles(output, result, task)
     _say_experts(output, result, task)
@@ -160,6 +155,16 @@ def _say(output: Output, result: "Result", task: "Task") -> None:
         output.say(f"  of the weights: {needed:,} of experts with tokens, {wasted:,} fetched for experts without")
     if result.bit_exact:
         output.say(f"Bit-exact: {result.checked_values:,} values of outputs and intermediate tensors compared.")
+
+
+def say_outputs(output: Output, outputs: "Mapping[str, NDArray]") -> None:
+    """What came out of the first images."""
+    for name, values in outputs.items():
+        flat = values.reshape(len(values), -1)
+        for i, row in enumerate(flat[:SHOWN_IMAGES]):
+            output.say(f"  {name}, image {i}: {_values(row)}")
+        if len(flat) > SHOWN_IMAGES:
+            output.say(f"  … and {len(flat) - SHOWN_IMAGES} more")
 
 
 def _values(row: "NDArray") -> str:

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <deque>
 #include <iterator>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -159,6 +160,8 @@ private:
 class Dram {
 public:
     Region image, input, output;
+    std::map<uint64_t, Region> buffers;  // further ones by their address, which a driver reads and writes
+    uint64_t fault_begin = 0, fault_end = 0;  // addresses that answer SLVERR
     uint64_t program_begin = 0, program_end = 0;  // addresses of the running program's instructions
     Violations violations;
     uint64_t read_bytes[KINDS] = {}, written_bytes = 0;
@@ -177,6 +180,15 @@ public:
         memset(read_bytes, 0, sizeof read_bytes);
         written_bytes = 0;
         for (Counted& region : regions) region.bytes = 0;
+    }
+
+    // What a driver has put at an address, or null if that is not all in one buffer.
+    uint8_t* span(uint64_t addr, uint64_t size) {
+        const auto after = buffers.upper_bound(addr);
+        if (after == buffers.begin()) return nullptr;
+        Region& region = std::prev(after)->second;
+        const uint64_t offset = addr - region.base;
+        return offset <= region.bytes && size <= region.bytes - offset ? &region.data[offset] : nullptr;
     }
 
     bool writes_outstanding() const { return !write.bursts.empty() || !write.responses.empty() || write.bvalid; }
@@ -240,8 +252,22 @@ private:
     const Region* find(uint64_t addr) const {
         for (const Region* region : {&image, &input, &output})
             if (region->holds(addr)) return region;
-        return nullptr;
+        const auto after = buffers.upper_bound(addr);
+        if (after == buffers.begin()) return nullptr;
+        const Region& region = std::prev(after)->second;
+        return region.holds(addr) ? &region : nullptr;
     }
+
+    // Where a byte is written to, or null.
+    uint8_t* writable(uint64_t addr) {
+        if (addr >= output.base && addr - output.base < output.bytes) return &output.data[addr - output.base];
+        const auto after = buffers.upper_bound(addr);
+        if (after == buffers.begin()) return nullptr;
+        Region& region = std::prev(after)->second;
+        return addr - region.base < region.bytes ? &region.data[addr - region.base] : nullptr;
+    }
+
+    bool faulty(uint64_t addr) const { return addr >= fault_begin && addr < fault_end; }
 
     void count(uint64_t offset) {
         const auto after = std::upper_bound(regions.begin(), regions.end(), offset,
@@ -270,7 +296,7 @@ private:
                 read_bytes[program ? PROGRAM : region->kind] += AXI_BYTES;
                 if (region == &image) count(burst.addr - image.base);
             }
-            *port.pins.resp = region == nullptr ? 3 : 0;
+            *port.pins.resp = region == nullptr ? 3 : faulty(burst.addr) ? 2 : 0;
             *port.pins.last = burst.beats == 1;
             port.valid = true;
         }
@@ -361,13 +387,15 @@ private:
         for (int i = 0; i < AXI_BYTES; i++) {
             if (!(strobes >> i & 1)) continue;
             const uint64_t addr = burst.addr + i;
-            if (addr < output.base || addr - output.base >= output.bytes) {
+            uint8_t* const byte = writable(addr);
+            if (byte == nullptr) {
                 if (!burst.failed)
                     violations.add("%s: writes to 0x%" PRIx64 ", outside the output buffer", pins.name, addr);
                 burst.failed = true;
                 continue;
             }
-            output.data[addr - output.base] = pins.data[i];
+            burst.failed |= faulty(addr);
+            *byte = pins.data[i];
         }
         written_bytes += AXI_BYTES;
     }

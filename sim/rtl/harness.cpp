@@ -1,9 +1,10 @@
-// Runs one job on the verilated machine: `moevit-rtl JOB`.
+// Runs one job on the verilated machine, `moevit-rtl JOB`, or lets a driver do so, `moevit-rtl --serve JOB` (serve.h).
 //
 // For each input it sets the machine up over AXI4-Lite, starts it, waits for the interrupt and prints one JSON
 // object on a line of standard output. Outputs, snapshots and memories go to the raw binary files that the job names.
 
 #include "machine.h"
+#include "serve.h"
 
 static void print_list(const char* name, const std::vector<uint64_t>& values) {
     printf("\"%s\":[", name);
@@ -44,7 +45,13 @@ public:
 };
 
 int main(int argc, char** argv) {
-    if (argc != 2) fail("usage: moevit-rtl JOB");
+    if (argc == 3 && std::string(argv[1]) == "--serve") {
+        const Job job = read_job(argv[2]);
+        Machine machine(job);
+        serve(machine);
+        return 0;
+    }
+    if (argc != 2) fail("usage: moevit-rtl [--serve] JOB");
     const Job job = read_job(argv[1]);
     Machine machine(job);
     Dram& dram = machine.dram;

@@ -132,6 +132,15 @@ public:
 
     uint64_t total_cycles() const { return cycle; }
 
+    // For a driver, which does itself what `run` does here.
+    void write_register(uint32_t offset, uint32_t value) { write(offset, value); }
+    uint32_t read_register(uint32_t offset) { return read(offset); }
+    // Until the interrupt is up, or for so many cycles; whether it is.
+    bool wait(uint64_t cycles) {
+        for (uint64_t n = 0; !top.irq && n < cycles; n++) tick();
+        return top.irq;
+    }
+
     void soft_reset() {
         write(REG_CONTROL, 2);
         for (uint64_t n = 0; n < job.watchdog && read(REG_STATUS) & (STATUS_BUSY | STATUS_DRAINING); n++) {}

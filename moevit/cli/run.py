@@ -1,0 +1,102 @@
+"""`moevit run`: run a container on a device."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moevit.cli.output import Output, json_command
+from moevit.cli.simulate import say_outputs, write_npz
+from moevit.errors import InputError
+
+if TYPE_CHECKING:
+    from moevit.driver import Link
+    from moevit.program import Program
+    from moevit.sim.on_device import DeviceResult
+
+DEVICES = "rtl"
+
+EXAMPLES = """
+\b
+Examples:
+  moevit run vit.moevit --device rtl --inputs images.npz --limit 2 --check
+"""
+
+
+@json_command(name="run", epilog=EXAMPLES)
+@click.argument("container", type=click.Path(path_type=Path), metavar="FILE.moevit")
+@click.argument("more_inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT...]")
+@click.option("--device", required=True, metavar="DEVICE", help="rtl: the Verilog, simulated.")
+@click.option(
+    "--inputs", multiple=True, required=True, type=click.Path(path_type=Path), metavar="FILE.npz|IMAGE|DIR",
+    help="Arrays [N, ...] by input name, float, or uint8 for pixels; or pictures. More may follow.",
+)
+@click.option("--task", metavar="NAME", help="The task to run; the first without it.")
+@click.option(
+    "--check", is_flag=True,
+    help="Compare every output with the NumPy reference, byte for byte; the exit status is 1 if one differs.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N inputs.")
+@click.option("--outputs", type=click.Path(path_type=Path), metavar="OUT.npz", help="Write the outputs, float32.")
+def command(
+    output: Output,
+    container: Path,
+    more_inputs: tuple[Path, ...],
+    device: str,
+    inputs: tuple[Path, ...],
+    task: str | None,
+    check: bool,
+    limit: int | None,
+    outputs: Path | None,
+) -> dict[str, Any]:
+    """Run a container on a device: a board, or the simulated machine behind the same driver.
+
+    Prints what came out, the machine's cycles, and the power that the board drew meanwhile where it has a sensor.
+    """
+    from moevit.container import load
+    from moevit.driver import Device
+    from moevit.sim.inputs import read_inputs
+    from moevit.sim.on_device import run_on_device
+
+    program = load(container)
+    chosen = program.task(task)
+    values = read_inputs({x.name: x.shape for x in chosen.inputs}, [*inputs, *more_inputs]).limited(limit)
+    if outputs is not None and not outputs.absolute().parent.is_dir():
+        raise InputError("its folder does not exist", where=f"--outputs {outputs}")
+    with Device(open_link(device, program, output)) as opened, output.progress(device, len(values)) as advance:
+        result = run_on_device(
+            opened, program, values, chosen.name, check=check, progress=advance, raise_mismatch=False
+        )
+    if outputs is not None:
+        write_npz(outputs, result.outputs)
+    _say(output, result)
+    if result.mismatch is not None:
+        output.fail(str(result.mismatch))
+    return result.as_dict() | {"outputs": outputs}
+
+
+def open_link(device: str, program: "Program", output: Output) -> "Link":
+    """The link that ``--device`` names. Raises InputError for one that is unknown."""
+    if device == "rtl":
+        from moevit.sim.device import RtlLink
+
+        return RtlLink(program.config, announce=output.note)
+    raise InputError(f"no device {device!r}", mend=f"choose one of {DEVICES}")
+
+
+def _say(output: Output, result: "DeviceResult") -> None:
+    """The report for a person."""
+    images = "1 image" if result.images == 1 else f"{result.images} images"
+    output.say(f"Task {result.task} on {result.device} ({result.config}): {images} in {result.wall_s:.1f} s")
+    say_outputs(output, result.outputs)
+    low, high = min(result.cycles), max(result.cycles)
+    spread = f"{low:,}" if low == high else f"{low:,} … {high:,}"
+    values = result.as_dict()
+    output.say(
+        f"Cycles: {spread}; {values['latency_ms']:.3f} ms at {result.clock_mhz:g} MHz, "
+        f"{values['host_latency_ms']:.3f} ms as the host sees it"
+    )
+    if result.power_w is not None:
+        output.say(f"Power of the board meanwhile: {result.power_w:.2f} W")
+    if result.bit_exact:
+        output.say(f"Bit-exact: {result.checked_values:,} values of outputs compared.")
