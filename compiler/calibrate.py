@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from moevit.compiler.interpret import hidden_of, run
 from moevit.compiler.ir import Array, Graph, MoE, Op
-from moevit.errors import InputError
+from moevit.errors import InputError, ModelError
 
 BATCH = 32
 
@@ -54,7 +54,8 @@ def calibrate(graph: Graph, inputs: Mapping[str, NDArray]) -> dict[str, Range]:
     are routed to it; over all tokens if in all of ``inputs`` none is.
 
     Absolute extremes, not percentiles: on a trained vision transformer with outliers those cost less
-    (see docs/numerics.md). Raises InputError for empty or non-finite data.
+    (see docs/numerics.md). Raises InputError for empty or non-finite data, ModelError
+    where the float model overflows on it.
     """
     count = min((len(v) for v in inputs.values()), default=0)
     if count == 0:
@@ -70,6 +71,12 @@ def calibrate(graph: Graph, inputs: Mapping[str, NDArray]) -> dict[str, Range]:
     for first in range(0, count, BATCH):
         tensors = run(graph, {k: v[first : first + BATCH] for k, v in inputs.items()}, inside)
         for name, value in tensors.items():
+            if not np.isfinite(value).all():
+                raise ModelError(
+                    f"tensor '{name}' of the float model is not finite on the calibration data",
+                    where=graph.name,
+                    mend="train or export again: its weights are damaged or do not fit float32",
+                )
             ranges.see(name, value)
         for op in graph.ops:
             if isinstance(op, MoE):

@@ -208,10 +208,11 @@ def run(
     if len({len(t) for t in tensors.values()}) > 1:
         sizes = ", ".join(f"'{n}' {len(t)}" for n, t in tensors.items())
         raise InputError(f"the inputs hold different numbers of images: {sizes}")
-    for op in graph.ops:
-        operands = [tensors[i] for i in op.inputs]
-        result = mixture(op, operands[0], observe) if isinstance(op, MoE) else evaluate(op, *operands)
-        tensors[op.output] = result.astype(np.float32, copy=False)
+    with np.errstate(all="ignore"):  # a model whose values overflow has results that are not finite
+        for op in graph.ops:
+            operands = [tensors[i] for i in op.inputs]
+            result = mixture(op, operands[0], observe) if isinstance(op, MoE) else evaluate(op, *operands)
+            tensors[op.output] = result.astype(np.float32, copy=False)
     return tensors
 
 

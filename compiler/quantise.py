@@ -176,6 +176,8 @@ def quantise(stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig
             base[s.output] = saturate(np.round(s.base / scale), 16)
             out.append(_linear(s, formats[s.x], None, formats, None, config))
         elif isinstance(s, LinearStage):
+            if s.activation:
+                _need_hidden(s, ranges[s.output])
             out.append(_linear(s, *_load_format(s, formats, ranges), formats, heads.get(s.x), config))
         elif isinstance(s, MoeStage):
             out.append(_moe(s, *_load_format(s, formats, ranges), formats[s.output], ranges, config))
@@ -232,38 +234,52 @@ def _linear(
         weight, bias, mid_scale = (_pad_heads(a, 3 * s.heads, s.head_dim, padded) for a in (weight, bias, scales))
         key, value = s.heads * padded, 2 * s.heads * padded
     return QuantisedLinear(
-        s, *_integers(s.name, weight, bias, seen, mid_scale), seen.dtype == "int8", norm, kind,
+        s, *_integers(weight, bias, seen, mid_scale), seen.dtype == "int8", norm, kind,
         _second(kind, output), output, key, value,
     )  # fmt: skip
 
 
 def _second(kind: Activation, output: Format) -> tuple[int, int, int]:
     """POST's second stage: multiplier, shift and zero point after an activation."""
-    return (*quantise_scale(2.0**-act.FRACTION / output.scale), output.zero_point) if kind else (0, 0, 0)
+    return (*_clipped_scale(2.0**-act.FRACTION / output.scale), output.zero_point) if kind else (0, 0, 0)
+
+
+def _clipped_scale(scale: float) -> tuple[int, int]:
+    """The nearest to a scale that there is: with less, every result is zero, and with more it saturates."""
+    return quantise_scale(float(np.clip(scale, 2.0**-46, 2.0**15)))
 
 
 def _integers(
-    name: str, weight: NDArray, bias: NDArray, seen: Format, mid_scale: NDArray
+    weight: NDArray, bias: NDArray, seen: Format, mid_scale: NDArray
 ) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Weight, bias, multiplier and shift of rows ``x @ weight.T + bias``, x as ``seen``, in steps of ``mid_scale``."""
     peak = np.abs(weight).max(axis=1)
+    limit = (1 << (BIAS_WIDTH - 1)) - 1
     scale = np.where(peak > 0, peak, 1.0) / WEIGHT_MAX
+    # where a bias dwarfs its row's weights it decides the row's scale, and the weights round to little or nothing
+    scale = np.maximum(scale, np.abs(bias) / (seen.scale * (limit >> 1)))
     q = np.clip(np.round(weight / scale[:, None]), -WEIGHT_MAX, WEIGHT_MAX)
     acc_scale = scale * seen.scale
     q_bias = np.round(bias / acc_scale) - seen.zero_point * q.sum(axis=1)
-    limit = (1 << (BIAS_WIDTH - 1)) - 1
-    if np.abs(q_bias).max(initial=0) > limit:
-        _refuse(name, "Linear", "a bias is too large for its weights' scale", "rescale the layer")
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(mid_scale > 0, acc_scale / np.where(mid_scale > 0, mid_scale, 1), 1.0)
-    # a channel of zeros has no meaningful scale; one that would overflow the multiplier saturates anyway
-    pairs = [quantise_scale(float(np.clip(r, 2.0**-46, 2.0**15))) for r in ratio]
+    # a channel of zeros has no meaningful scale
+    pairs = [_clipped_scale(r) for r in ratio]
     mult, shift = np.array(pairs, np.int64).T
     return q.astype(np.int8), q_bias.astype(np.int64), mult, shift
 
 
-def _refuse(name: str, op: str, reason: str, way_out: str) -> NoReturn:
+def _refuse(s: LinearStage | MoeStage, op: str, reason: str, way_out: str) -> NoReturn:
+    name = ", ".join(s.source) or s.name
     raise UnsupportedOpError([UnsupportedNode(name=name, op=op, reason=reason, way_out=way_out)])
+
+
+def _need_hidden(s: LinearStage | MoeStage, hidden: Range) -> None:
+    """Refuse activations whose input POST would saturate by more than clipping at a high percentile would."""
+    limit = 2.0 ** (MID_WIDTH - 1 - act.FRACTION)
+    if hidden.high > 1.25 * limit:
+        reason = f"its activation reaches {hidden.high:.4g}; the machine holds {limit:g}"
+        _refuse(s, "Activation", reason, "scale the weights before it down, and those after it up")
 
 
 def _moe(
@@ -277,12 +293,14 @@ def _moe(
         loads: NormConstants | None = None,
     ) -> QuantisedLinear:  # fmt: skip
         whole = ceil_div(len(weight), config.columns) * config.columns
-        integers = _integers(s.name, weight.astype(np.float64), bias.astype(np.float64), given,
+        integers = _integers(weight.astype(np.float64), bias.astype(np.float64), given,
                              np.full(len(weight), step))  # fmt: skip
         return QuantisedLinear(s, *integers, given.dtype == "int8", loads, kind, _second(kind, to), to, whole, whole)
 
     def expert(e: int) -> tuple[QuantisedLinear, QuantisedLinear]:
-        hidden = _one_sided(ranges[f"{op.output}#hidden.{e}"])
+        values = ranges[f"{op.output}#hidden.{e}"]
+        _need_hidden(s, values)
+        hidden = _one_sided(values)
         return (
             matrix(op.up_weight[e], op.up_bias[e], seen, 2.0**-act.FRACTION, ACTIVATIONS[op.activation], hidden),
             matrix(op.down_weight[e], op.down_bias[e], hidden, output.scale, Activation.NONE, output),
@@ -292,7 +310,7 @@ def _moe(
     largest, limit = ranges[f"{op.output}#logits"].peak, step * (1 << (MID_WIDTH - 1))
     if largest > limit:
         reason = f"its gate's logits reach {largest:.4g}; the machine holds {limit:.4g}"
-        _refuse(s.name, "MoE", reason, "scale the gate's weights down")
+        _refuse(s, "MoE", reason, "scale the gate's weights down")
     gate = matrix(op.gate_weight, op.gate_bias, seen, step, Activation.NONE, Format("int8", 1.0), norm)
     threshold = min(round(op.threshold * (1 << SCORE_FRACTION)), (1 << SCORE_WIDTH) - 1)
     experts = tuple(expert(e) for e in range(op.experts))
@@ -310,4 +328,4 @@ def _spread_input(weight: NDArray, heads: tuple[int, int] | None, config: Accele
 def _attention(s: AttentionStage, formats: dict[str, Format]) -> QuantisedAttention:
     q, k, v, out = (formats[t].scale for t in (s.x, s.key, s.value, s.output))
     score = q * k * s.scale * math.log2(math.e) * (1 << softmax.SCORE_FRACTION)
-    return QuantisedAttention(s, quantise_scale(score), quantise_scale(v / out), formats[s.output])
+    return QuantisedAttention(s, _clipped_scale(score), _clipped_scale(v / out), formats[s.output])

@@ -30,11 +30,16 @@ class MoevitError(Exception):
         self.where = where
         self.mend = mend
         text = what if where is None else f"{where}: {what}"
-        super().__init__(text if mend is None else f"{text}; {mend}")
+        super().__init__(_one_line(text if mend is None else f"{text}; {mend}"))
 
     def as_json(self) -> dict[str, Any]:
         """What `--json` prints about this error, below the key `error`."""
         return {"type": type(self).__name__, "what": self.what, "where": self.where, "mend": self.mend}
+
+
+def _one_line(text: str) -> str:
+    """With what is no printable character escaped: names in a damaged file may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class ConfigError(MoevitError):

@@ -93,7 +93,12 @@ def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
 
 
 def attention(space: Space, origin: Origin, q: View, k: View, v: View, *, heads: int, scale: float) -> View:
-    """The value of an attention whose operands are in `(tokens, heads*head_dim)` form."""
+    """The value of an attention whose operands are in `(tokens, heads*head_dim)` form.
+
+    The accelerator's scale is positive; any other is given to the queries.
+    """
+    if not scale > 0:
+        q, scale = q.affine(0.0 if scale == 0 else -1.0), -scale or 1.0
     size = q.shape[1] // heads
     return space.add(
         Context(origin=origin, shape=q.shape, q=q, k=k, v=v, heads=heads, head_dim=size, scale=scale)

@@ -67,7 +67,7 @@ def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 
     Raises
     ------
     ModelError
-        If onnxruntime cannot run the model, or the difference is beyond `TOLERANCE`.
+        If onnxruntime cannot run the model, if an output is not finite, or if the difference is beyond `TOLERANCE`.
     """
     # Where two experts' scores are almost equal, rounding decides which of them a token goes to, so that a
     # correct graph may differ. It does not do so for inputs one after another; a wrong graph does.
@@ -96,6 +96,12 @@ def _compare(path: str | PathLike[str], graph: Graph, n: int, seed: int) -> floa
     worst = 0.0
     for output in graph.outputs:
         a, b = got[output.name], want[output.name].reshape(got[output.name].shape)
+        if not np.isfinite(b).all():
+            raise ModelError(
+                f"output '{output.name}' is not finite on random inputs, as onnxruntime computes it",
+                where=str(path),
+                mend="train or export again: its weights are damaged or do not fit float32",
+            )
         error = float(np.max(np.abs(a - b))) / max(float(np.max(np.abs(b))), 1e-30)
         if not error <= TOLERANCE:
             raise _DiffersError(

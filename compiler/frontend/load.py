@@ -1,7 +1,7 @@
 """From an ONNX file to a verified graph."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,7 @@ from moevit.compiler.frontend.model import read
 from moevit.compiler.frontend.rows import choose_rows_early, remove_dead
 from moevit.compiler.frontend.space import Opaque, View
 from moevit.compiler.frontend.trace import Tracer
-from moevit.compiler.ir import Graph, Output
+from moevit.compiler.ir import Graph, Op, Output
 from moevit.compiler.verify import run_passes
 from moevit.errors import ModelError, UnsupportedNode, UnsupportedOpError
 
@@ -42,7 +42,7 @@ def load(path: str | PathLike[str], *, check: bool = True) -> Graph:
     """
     where = str(path)
     try:
-        with _deep_recursion():
+        with _deep_recursion(), np.errstate(all="ignore"):
             graph = _build(Tracer(read(path), where), where)
     except RecursionError as error:
         raise ModelError("its nodes are nested too deeply", where=where) from error
@@ -78,12 +78,25 @@ def _build(tracer: Tracer, where: str) -> Graph:
     problems = tuple(lowering.problems.values())
     if problems:
         raise UnsupportedOpError(problems, where=where)
+    _check_finite(lowering.ops, where)
     return Graph(
         name=Path(where).stem,
         inputs=tuple(lowering.inputs[s.name] for s in tracer.sources if s.name in lowering.inputs),
         outputs=tuple(o for o in outputs if o is not None),
         ops=tuple(lowering.ops),
     )
+
+
+def _check_finite(ops: Iterable[Op], where: str) -> None:
+    """Constants that are each finite may overflow where they are folded into one another."""
+    for op in ops:
+        for name, array in op.constants().items():
+            if not np.isfinite(array).all():
+                raise ModelError(
+                    f"the {name} of '{', '.join(op.source)}' holds NaN, infinity, or what float32 cannot",
+                    where=where,
+                    mend="train or export again",
+                )
 
 
 def _note_unknown(lowering: Lowering, unknown: list[Opaque], output: str) -> None:

@@ -6,6 +6,7 @@ operation that makes the tensor or in the one that reads it. What cannot be is n
 with a stand-in, so that one run names everything.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -509,6 +510,7 @@ class Lowering:
         k = self.operand(value.k, value.origin, "k")
         # The probabilities of a row add up to one, so scaling the values scales the result.
         v = self.operand(self._scaled(value.v, mul, add, origin), value.origin, "v")
+        k, v = self._own(k, (q,)), self._own(v, (q, k))
         return self._make(
             None,
             ir.Attention,
@@ -522,6 +524,14 @@ class Lowering:
             head_dim=value.head_dim,
             scale=float(value.scale),
         )
+
+    def _own(self, tensor: str, others: tuple[str, ...]) -> str:
+        """A linear layer's output; another such layer's where it is among the others: q, k and v lie apart."""
+        found = next((op for op in self.ops if op.output == tensor), None)
+        if tensor not in others or not isinstance(found, ir.Linear):
+            return tensor
+        fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name not in ("name", "output")}
+        return self._make(None, ir.Linear, found.name, **fields)
 
     def _total(
         self, value: Total, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str

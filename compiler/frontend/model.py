@@ -1,18 +1,24 @@
 """Reading an ONNX file: everything about it that can be wrong is found here, with a way to mend it."""
 
+from math import prod
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import helper
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
+from moevit.compiler.frontend.space import MAX_ELEMENTS
 from moevit.errors import ModelError
 
 MIN_OPSET = 13
 _DTYPES = ("float32", "uint8", "int8")
+_NUMBERS = "fiub"  # kinds of NumPy types
+_SMALL_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int4", "uint4")
 
 
 def read(path: str | PathLike[str]) -> onnx.ModelProto:
@@ -45,6 +51,9 @@ def read(path: str | PathLike[str]) -> onnx.ModelProto:
         raise ModelError(
             "this is not ONNX, or it is truncated: no nodes", where=where, mend="export it again"
         )
+    _check_names(model.graph, where)
+    if not model.graph.output:
+        raise ModelError("it has no output", where=where, mend="export it again")
     _check_opset(model, where)
     try:
         onnx.checker.check_model(model)
@@ -97,7 +106,42 @@ def input_shape(entry: onnx.ValueInfoProto, where: str) -> tuple[tuple[int, ...]
         raise ModelError(
             f"input '{name}' is {dtype}", where=where, mend=f"export it with {' or '.join(_DTYPES)}"
         )
+    if prod(fixed) > MAX_ELEMENTS:
+        raise ModelError(
+            f"input '{name}' is {text}", where=where, mend=f"a tensor may have {MAX_ELEMENTS} elements"
+        )
     return (1, *fixed), dtype
+
+
+def constant(tensor: onnx.TensorProto, where: str) -> NDArray[Any]:
+    """A stored tensor's values; raises `ModelError` if it is damaged or holds none of the kinds that a model computes with."""
+    try:
+        array = numpy_helper.to_array(tensor)
+    except Exception as error:  # what a damaged tensor raises depends on the damage
+        raise ModelError(
+            f"constant '{tensor.name}' cannot be read ({_line(error)})", where=where, mend="export it again"
+        ) from error
+    if array.dtype.kind not in _NUMBERS and array.dtype.name not in _SMALL_FLOATS:
+        raise ModelError(
+            f"constant '{tensor.name}' is {array.dtype}", where=where, mend="a model's constants must be real numbers"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ModelError(
+            f"constant '{tensor.name}' holds NaN or infinity", where=where, mend="train or export again"
+        )
+    return array
+
+
+def _check_names(graph: onnx.GraphProto, where: str) -> None:
+    """Names that are no UTF-8 come out of protobuf as bytes, or as an error that is about them."""
+    try:
+        names = [n for node in graph.node for n in (node.name, node.op_type, node.domain, *node.input, *node.output)]
+        names += [entry.name for entries in (graph.input, graph.output, graph.initializer) for entry in entries]
+        damaged = any(isinstance(n, bytes) for n in names)
+    except UnicodeDecodeError:
+        damaged = True
+    if damaged:
+        raise ModelError("this is not ONNX, or it is damaged: a name is not text", where=where, mend="export it again")
 
 
 def _check_opset(model: onnx.ModelProto, where: str) -> None:

@@ -66,7 +66,10 @@ class Node:
         except Exception as error:  # the evaluator raises whatever its NumPy code does
             text = " ".join(str(error).split())[:200]
             raise Unmapped(f"it cannot be evaluated ({text})", "check the model with onnxruntime") from error
-        return [np.asarray(r) for r in results]
+        arrays = [np.asarray(r) for r in results]
+        if any(a.dtype.kind == "c" for a in arrays):
+            raise Unmapped("it makes complex numbers", "a model's constants must be real numbers")
+        return arrays
 
     def output_shapes(self, inputs: Sequence[Any], shapes: Sequence[tuple[int, ...] | None]) -> list[Any]:
         """The shape of each output where ONNX's shape inference knows it, else None.

@@ -18,7 +18,7 @@ from moevit.compiler.frontend.functions import (
 )
 from moevit.compiler.frontend.gate import is_integer, scored
 from moevit.compiler.frontend.mixture import add, gate_of, weigh
-from moevit.compiler.frontend.node import Node
+from moevit.compiler.frontend.node import Node, Unmapped
 from moevit.compiler.frontend.norm import centre, normalise
 from moevit.compiler.frontend.space import Function, Opaque, Pointwise, Sum, View
 
@@ -109,7 +109,9 @@ def parametric_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list
         return [unary(tracer, node, view, lambda x: np.clip(x, low, high))]
     alpha = float(node.attribute("alpha", {"HardSigmoid": 0.2, "LeakyRelu": 0.01}.get(node.op, 1.0)))
     beta = float(node.attribute("beta", 0.5))
-    if node.op == "Gelu" and node.attribute("approximate", "none") == "tanh":
+    if node.op == "Gelu" and node.attribute("approximate", "none") != "none":
+        if node.attribute("approximate") != "tanh":
+            raise Unmapped(f"its approximation is {node.attribute('approximate')!r}", "it must be 'none' or 'tanh'")
         return [unary(tracer, node, view, gelu_tanh)]
     functions: dict[str, Function] = {
         "Gelu": gelu,

@@ -28,6 +28,11 @@ NO_ADDRESS = -1
 MAX_ELEMENTS = 1 << 26
 
 
+def possible(shape: Shape) -> bool:
+    """Whether a tensor may have a shape; an extent of 0 must not hide how large the others are."""
+    return all(0 <= n <= MAX_ELEMENTS for n in shape) and prod(shape) <= MAX_ELEMENTS
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """An array whose element `e` is `mul * element(idx[e]) + add`.
@@ -42,8 +47,8 @@ class View:
     add: float = 0.0
 
     def __post_init__(self) -> None:
-        if prod(self.shape) > MAX_ELEMENTS:
-            raise ValueError(f"a tensor of {prod(self.shape)} elements, where {MAX_ELEMENTS} are the most")
+        if not possible(self.shape):
+            raise ValueError(f"a tensor of extents {self.shape}, where {MAX_ELEMENTS} elements are the most")
 
     @cached_property
     def idx(self) -> Addresses:

@@ -2,12 +2,10 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from moevit.compiler.frontend import (
     attention,
@@ -20,9 +18,9 @@ from moevit.compiler.frontend import (
     norm,
     pointwise,
 )
-from moevit.compiler.frontend.model import input_shape, opsets
+from moevit.compiler.frontend.model import constant, input_shape, opsets
 from moevit.compiler.frontend.node import Node, Unmapped
-from moevit.compiler.frontend.space import MAX_ELEMENTS, Mean, Opaque, Origin, Source, Space, View
+from moevit.compiler.frontend.space import Mean, Opaque, Origin, Source, Space, View, possible
 from moevit.errors import ModelError
 
 _log = logging.getLogger(__name__)
@@ -115,14 +113,7 @@ class Tracer:
 
     def _constants(self, graph: onnx.GraphProto) -> None:
         for initializer in graph.initializer:
-            array = numpy_helper.to_array(initializer)
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ModelError(
-                    f"constant '{initializer.name}' holds NaN or infinity",
-                    where=self._where,
-                    mend="train or export again",
-                )
-            self._env[initializer.name] = array
+            self._env[initializer.name] = constant(initializer, self._where)
         for sparse in graph.sparse_initializer:
             raise ModelError(
                 f"constant '{sparse.values.name}' is sparse", where=self._where, mend="export it dense"
@@ -158,7 +149,7 @@ class Tracer:
             raise ModelError(error.what, where=self._where, mend=error.mend) from error
         except Unmapped as error:
             return self._opaque(node, inputs, error)
-        except (ValueError, TypeError, IndexError, ZeroDivisionError, AssertionError) as error:
+        except Exception as error:  # whatever a node that makes no sense runs into
             _log.debug("node %s", node.name, exc_info=True)
             text = " ".join(str(error).split())[:200]
             return self._opaque(
@@ -207,7 +198,7 @@ class Tracer:
         operands = read if error.operands is None else error.operands
         results: list[Any] = []
         for shape in node.output_shapes(inputs, shapes):
-            if shape is not None and prod(shape) > MAX_ELEMENTS:
+            if shape is not None and not possible(shape):
                 shape = None
             value = Opaque(
                 origin=node.origin,
