@@ -104,7 +104,7 @@ def run_on_device(
     with PowerMeter(device.power_w) as meter:
         for first in range(0, len(inputs), BATCH):
             quantised = quantise(chosen, inputs.floats(first, first + BATCH))
-            buffers = pack(chosen, quantised, program.config)
+            buffers = pack(program.config, chosen, quantised)
             mine = []
             for buffer in buffers:
                 mine.append(device.run(buffer.tobytes()))

@@ -29,7 +29,7 @@ def scenes(task: Task, count: int) -> Inputs:
 
 def buffers(task: Task, count: int) -> NDArray[np.uint8]:
     """Input buffers [count, input bytes]."""
-    return pack(task, quantise(task, scenes(task, count).floats()), program().config)
+    return pack(program().config, task, quantise(task, scenes(task, count).floats()))
 
 
 def expected(task: Task, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
