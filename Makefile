@@ -30,6 +30,8 @@ help:
 .PHONY: demo
 demo: $(CORE)
 	$(PYTHON) -m moevit.cli.demo
+	$(PYTHON) -m moevit.cli report build/demo/m3vit_tiny.moevit --inputs models/m3vit/test_scenes.npz \
+	  --onnx seg=models/m3vit/seg.onnx --onnx depth=models/m3vit/depth.onnx -o build/demo/report
 
 .PHONY: bench
 bench: $(CORE)

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,7 @@ def command(
         floats = run_onnx(model, chosen, values, advance)
     with output.progress("isa", len(values)) as advance:
         result = simulate(program, values, chosen.name, progress=advance)
-    figures = {
-        y.name: _figures(result.outputs[y.name], floats[y.name], values, labels, y.name, len(chosen.outputs) == 1)
-        for y in chosen.outputs
-    }
+    figures = figures_of(chosen, result.outputs, floats, values, labels)
     summary = _summary(figures)
     output.say(f"Task {chosen.name} on {program.config.name}: {len(values)} images")
     for name, values_of in figures.items():
@@ -88,6 +85,14 @@ def command(
         "isa_wall_s": result.wall_s,
         "wall_s": time.perf_counter() - started,
     }
+
+
+def figures_of(
+    task: "Task", got: Mapping[str, "NDArray"], want: Mapping[str, "NDArray"], inputs: "Inputs", labels: str = "labels"
+) -> dict[str, dict[str, float]]:
+    """By output: how far ``got`` is from the float model's ``want``, and both from what the inputs say of the truth."""
+    only = len(task.outputs) == 1
+    return {y.name: _figures(got[y.name], want[y.name], inputs, labels, y.name, only) for y in task.outputs}
 
 
 def _figures(

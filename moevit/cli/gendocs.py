@@ -1,4 +1,4 @@
-"""`python -m moevit.cli.gendocs`: writes docs/isa.md and docs/registers.md from what they describe.
+"""`python -m moevit.cli.gendocs`: writes docs/isa.md, docs/registers.md and docs/energy.md from what they describe.
 
 Fields, opcodes, registers, codes and their meanings come from :mod:`moevit.isa.formats` and
 :mod:`moevit.registers`. Here is only what those cannot say: how instructions work together.
@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from moevit import registers
+from moevit.cli.energy_page import GENERATED, energy_page
 from moevit.config import COMPUTE_QUEUE_DEPTH, DMA_QUEUE_DEPTH, STREAM_QUEUE_DEPTH
 from moevit.isa import FORMATS, INSTRUCTION_BYTES, INSTRUCTION_WIDTH, ISA_VERSION, Field, Instruction
 from moevit.isa.fields import OPCODE_WIDTH
@@ -25,8 +26,6 @@ from moevit.numerics.route import MAX_EXPERTS, MAX_TOP_K
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 WIDTH = 116  #: of running text
-
-GENERATED = "<!-- Written by `make docs`; change what it is made from, not this page. -->"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,13 +397,13 @@ def registers_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"isa.md": isa_page, "registers.md": registers_page}
+PAGES = {"isa.md": isa_page, "registers.md": registers_page, "energy.md": energy_page}
 
 
 @click.command(name="gendocs")
 @click.option("--write/--check", default=None, help="Write the pages, or fail if they are not current.")
 def command(write: bool | None) -> None:
-    """Write docs/isa.md and docs/registers.md, or check that they are what would be written."""
+    """Write the generated pages of docs/, or check that they are what would be written."""
     if write is None:
         raise click.UsageError("give --write or --check")
     stale = []

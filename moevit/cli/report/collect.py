@@ -1,0 +1,218 @@
+"""Everything that a report says, as plain values: the page and its plots show these and nothing else."""
+
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moevit import tools
+from moevit.boards.devices import BOARDS
+from moevit.boards.resources import estimate as estimate_resources
+from moevit.cli import listing
+from moevit.cli.groups import EXPERTS, group_layers
+from moevit.cli.report import cpu, roofline
+from moevit.config import AcceleratorConfig
+from moevit.energy.activity import activity
+from moevit.energy.constants import CONSTANTS
+from moevit.energy.estimate import estimate
+from moevit.energy.published import PUBLISHED
+from moevit.energy.validate import validate
+from moevit.program import MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Program, Task
+from moevit.sim.dram import DramModel
+
+if TYPE_CHECKING:
+    from moevit.sim.inputs import Inputs
+    from moevit.sim.result import Result
+
+SCHEMA = 1  #: of report.json
+
+#: what how a figure came about is called, with what that means
+METHODS = {
+    "rtl": "simulated: the generated Verilog under Verilator, exact cycles, with the DRAM model below",
+    "cycle": "simulated: the timing model, within a few percent of the Verilog, with the DRAM model below",
+    "estimated": "estimated: events counted in the simulation, times energy per event, with the range of the constants",
+    "measured": "measured on this machine in the same run",
+    "published": "as its paper or a later paper's table states it; operations and boundaries differ between papers",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a report is about.
+
+    models : the ONNX file of each task that has one here, for accuracy and the CPU's time
+    inputs : of each task
+    results : of a timed back-end, by task
+    """
+
+    container: Path
+    program: Program
+    models: Mapping[str, Path]
+    inputs: Mapping[str, "Inputs"]
+    results: Mapping[str, "Result"]
+
+
+def collect(subject: Subject, *, accuracy_images: int, threads: int, announce: Any) -> dict[str, Any]:
+    """The report's values; what takes long is announced."""
+    program = subject.program
+    return {
+        "schema": SCHEMA,
+        "container": subject.container.name,
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "config": program.config.to_dict(),
+        "config_digest": f"{program.config.digest:016x}",
+        "macs_per_cycle": program.config.macs_per_cycle,
+        "sources": [asdict(source) for source in program.sources],
+        "tools": dict(tools.tool_versions()),
+        "machine": {"processor": cpu.processor(), "cpus": os.cpu_count(), "system": platform.platform()},
+        "methods": METHODS,
+        "resources": resources(program.config),
+        "tasks": {
+            name: _task(subject, name, accuracy_images, threads, announce) for name in subject.results
+        },
+        "published": [design.as_dict() for design in PUBLISHED],
+        "energy_constants": [asdict(constant) for constant in CONSTANTS],
+        "energy_validation": [check.as_dict() for check in validate()],
+    }  # fmt: skip
+
+
+def resources(config: AcceleratorConfig) -> dict[str, Any]:
+    """What the machine takes, and of which device."""
+    board = next((b for b in BOARDS.values() if b.device.part == config.device), None)
+    taken = asdict(estimate_resources(config))
+    return {
+        "method": "scaled from one open synthesis; moevit build --synth maps the configuration itself",
+        "estimate": taken,
+        "device": None if board is None else asdict(board.device),
+        "board": None if board is None else board.name,
+    }
+
+
+def _task(subject: Subject, name: str, accuracy_images: int, threads: int, announce: Any) -> dict[str, Any]:
+    program, result = subject.program, subject.results[name]
+    task = program.task(name)
+    queues = _mean_queues(task, result)
+    assert result.cycles is not None and result.layers is not None
+    cycles = sum(result.cycles) / len(result.cycles)
+    instructions = program.instructions(task)
+    counted = activity(
+        program.config, instructions, _by_gate(task, queues), macs=result.macs, cycles=cycles,
+        dram_bytes=result.dram_bytes,
+    )  # fmt: skip
+    taken = estimate_resources(program.config)
+    energy = estimate(counted, clock_mhz=program.config.clock_mhz, luts=taken.lut)
+    dram = result.dram or DramModel.default(program.config)
+    out: dict[str, Any] = {
+        "simulation": {key: value for key, value in result.as_dict().items() if key not in ("layers", "experts")},
+        "cycles": cycles,
+        "activity": counted.as_dict(),
+        "energy": energy.as_dict(),
+        "roof": roofline.roof(program.config, dram.bytes_per_cycle).as_dict(),
+        "layers": _layers(program, task, result, queues),
+        "experts": _experts(task, result),
+        "memory": _memory(program, task),
+        "cpu": [],
+        "accuracy": None,
+    }
+    if name in subject.models:
+        announce(f"{name}: onnxruntime on this machine's CPU")
+        feeds = subject.inputs[name].floats(0, 1)
+        out["cpu"] = [run.as_dict() for run in cpu.measure(subject.models[name], feeds, threads)]
+        announce(f"{name}: accuracy of int8 against float")
+        out["accuracy"] = _accuracy(subject, task, accuracy_images)
+    return out
+
+
+def _mean_queues(task: Task, result: "Result") -> dict[str, list[float]]:
+    """By the name of a gate's scores: tokens of each expert, on average over the images."""
+    out: dict[str, list[float]] = {}
+    for layer in task.layers:
+        if layer.kind == "route":
+            images = result.experts[layer.name]
+            out[layer.outputs[0]] = [sum(counts) / len(images) for counts in zip(*images, strict=True)]
+    return out
+
+
+def _by_gate(task: Task, queues: Mapping[str, Sequence[float]]) -> dict[int, Sequence[float]]:
+    """The same by the number of each gate's instruction."""
+    return {
+        number: queues[layer.outputs[0]]
+        for layer in task.layers
+        if layer.kind == "route"
+        for number in layer.instructions
+    }
+
+
+def _layers(
+    program: Program, task: Task, result: "Result", queues: Mapping[str, Sequence[float]]
+) -> list[dict[str, Any]]:
+    """A row for each group of layers, in the order of execution, and one for what no layer accounts for."""
+    assert result.layers is not None
+    instructions = program.instructions(task)
+    measured = {layer.name: layer.cycles for layer in result.layers}
+    entries = {entry.name: entry for entry in listing.grouped_layers(program, task)}
+    out = []
+    for group in group_layers(task):
+        cycles = sum(measured.pop(layer.name) for layer in group.layers)
+        point = roofline.point(program.config, group, instructions, queues, cycles)
+        entry = entries[group.name]
+        busy = point.macs / (cycles * program.config.macs_per_cycle) if cycles > 0 else None
+        out.append(
+            point.as_dict()
+            | {"role": EXPERTS if group.kind == EXPERTS else entry.role, "shape": entry.shape}
+            | {"mac_utilisation": busy}
+        )
+    rest = sum(measured.values())
+    return [*out, {"name": "output", "kind": "output", "role": "results out", "macs": 0, "cycles": rest}]
+
+
+def _experts(task: Task, result: "Result") -> list[dict[str, Any]]:
+    """By gate: tokens of each expert, the fewest, the mean and the most of an image, and how many experts had any."""
+    out = []
+    for layer in task.layers:
+        if layer.kind != "route":
+            continue
+        images = result.experts[layer.name]
+        columns = list(zip(*images, strict=True))
+        out.append(
+            {
+                "gate": layer.name,
+                "tokens": [sum(c) / len(images) for c in columns],
+                "fewest": [min(c) for c in columns],
+                "most": [max(c) for c in columns],
+                "used": sum(sum(n > 0 for n in counts) for counts in images) / len(images),
+            }
+        )
+    return out
+
+
+def _memory(program: Program, task: Task) -> dict[str, Any]:
+    """Tensors by place and time, and how much of each memory is used."""
+    kinds = (MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE)
+    tensors = [asdict(t) for t in listing.tensors(program, task) if t.memory in kinds]
+    keys = ("name", "shape", "dtype", "memory", "first_word", "last_word", "bytes", "written", "read")
+    use = listing.memory_use(program, task)
+    return {
+        "tensors": [{key: tensor[key] for key in keys} for tensor in tensors],
+        "instructions": task.instructions,
+        "activation_words": use.activation_words,
+        "key_value_words": use.key_value_words,
+        "ring_words": use.ring_words,
+        "columns": program.config.columns,
+        "operand_word_bytes": program.config.operand_word_bytes,
+    }
+
+
+def _accuracy(subject: Subject, task: Task, images: int) -> dict[str, Any]:
+    """int8 against float on the same images, and both against the truth where the inputs hold it."""
+    from moevit.cli.evaluate import figures_of, run_onnx
+    from moevit.sim.simulate import simulate
+
+    inputs = subject.inputs[task.name].limited(images)
+    floats = run_onnx(subject.models[task.name], task, inputs, lambda n: None)
+    ours = simulate(subject.program, inputs, task.name).outputs
+    figures = figures_of(task, ours, floats, inputs)
+    return {"images": len(inputs), "outputs": figures}
