@@ -22,6 +22,7 @@ from moevit.hw.units.a_tile import ATile
 from moevit.hw.units.activation_memory import ActivationMemory
 from moevit.hw.units.axi_read import AxiReadPort
 from moevit.hw.units.axi_write import AxiWritePort
+from moevit.hw.units.burst_pacer import BurstPacer
 from moevit.hw.units.control import STALL_CYCLES, Control, all_events_layout
 from moevit.hw.units.dispatch import Dispatch
 from moevit.hw.units.dma import Dma
@@ -88,6 +89,8 @@ class Core(wiring.Component):
         To the write port.
     bus_fetch, bus_dma_read, bus_dma_write : In(1), bus_stream : In(weight_ports)
         Error flags of the ports.
+    weight_hold : Out(weight_ports)
+        Weight ports that may raise no burst in this cycle.
     done, retired, oldest, events : Out
         As Control takes them.
     fault, fault_code, fault_number : Out
@@ -121,6 +124,7 @@ class Core(wiring.Component):
                 "bus_stream": In(ports),
                 "bus_dma_read": In(1),
                 "bus_dma_write": In(1),
+                "weight_hold": Out(ports),
                 "done": Out(1),
                 "retired": Out(NUMBER_WIDTH),
                 "oldest": Out(NUMBER_WIDTH),
@@ -140,6 +144,7 @@ class Core(wiring.Component):
         m.submodules.retirement = self.retirement = Retirement(config)
         m.submodules.dma = self.dma = Dma(config)
         m.submodules.streamer = self.streamer = Streamer(config)
+        m.submodules.pacer = self.pacer = BurstPacer(config)
         m.submodules.loader = self.loader = Loader(config)
         m.submodules.a_tile = self.a_tile = ATile(config)
         m.submodules.mac_array = self.mac_array = MacArray(config)
@@ -276,6 +281,8 @@ class Core(wiring.Component):
         m.d.comb += [
             streamer.image_base.eq(self.image_base),
             streamer.image_bytes.eq(self.image_bytes),
+            self.pacer.reading.eq(self.dma.reading),
+            self.weight_hold.eq(self.pacer.hold),
             streamer.ring_tail.eq(self.mac_array.ring_tail),
             streamer.post_tail.eq(self.post.post_tail),
             streamer.norm_tail.eq(self.loader.norm_tail),
@@ -421,6 +428,7 @@ class Accelerator(wiring.Component):
             connect(m, core.o_weight_request[index], port.i_request)
             connect(m, port.o_data, core.i_weight_data[index])
             connect(m, port.axi, flipped(self.m_axi_w[index]))
+            m.d.comb += port.hold.eq(core.weight_hold[index])
         _connect_channels(m, read.axi, self.m_axi_dma)
         _connect_channels(m, write.axi, self.m_axi_dma)
         m.d.comb += [

@@ -173,6 +173,7 @@ class AxiReadBus(wiring.Component):
     i_burst : In(burst_signature).array(channels)
     o_beat : Out(beat_signature).array(channels)
     axi : Out(AxiReadSignature), registered outputs, rready constant 1
+    hold : In(1), no burst is raised in this cycle
     halt : In(1), no burst is raised; data is dropped
     idle : Out(1), no burst is outstanding
     error : Out(channels), sticky
@@ -189,6 +190,7 @@ class AxiReadBus(wiring.Component):
             "i_burst": In(burst_signature(config)).array(channels),
             "o_beat": Out(beat_signature(config)).array(channels),
             "axi": Out(AxiReadSignature(config)),
+            "hold": In(1),
             "halt": In(1),
             "idle": Out(1),
             "error": Out(channels),
@@ -227,7 +229,7 @@ class AxiReadBus(wiring.Component):
         raise_it = Signal()
         entry = Signal(owner)
         m.d.comb += raise_it.eq(
-            valid.any() & (~axi.arvalid | axi.arready) & order.w_rdy & ~self.halt & ~self.error.any()
+            valid.any() & (~axi.arvalid | axi.arready) & order.w_rdy & ~self.hold & ~self.halt & ~self.error.any()
         )
         with m.If(axi.arready):
             m.d.sync += axi.arvalid.eq(0)
@@ -303,6 +305,7 @@ class AxiReadPort(wiring.Component):
     o_data : Out(read_data_signature), in order
     axi : Out(AxiReadSignature), INCR bursts of up to 16 beats that begin and end at multiples of 16 beats
         inside a request, so never cross a 4 KB boundary; registered outputs; rready is constant 1
+    hold : In(1), no burst is raised in this cycle; all else goes on
     halt : In(1), no burst is raised any more, one that is stays until accepted; data that comes is dropped.
         The port is used again only after ``clear``
     idle : Out(1), no burst is outstanding
@@ -327,6 +330,7 @@ class AxiReadPort(wiring.Component):
             "i_request": In(request_signature(config)),
             "o_data": Out(read_data_signature(config)),
             "axi": Out(AxiReadSignature(config)),
+            "hold": In(1),
             "halt": In(1),
             "idle": Out(1),
             "error": Out(1),
@@ -338,5 +342,7 @@ class AxiReadPort(wiring.Component):
         m.submodules.bus = bus = AxiReadBus(self.config, 1, self.outstanding)
         connect_channels(m, bus, [self.i_request], [self.o_data], [self.fifo_depth])
         connect(m, bus.axi, flipped(self.axi))
-        m.d.comb += [bus.halt.eq(self.halt), self.idle.eq(bus.idle), self.error.eq(bus.error)]
+        m.d.comb += [
+            bus.hold.eq(self.hold), bus.halt.eq(self.halt), self.idle.eq(bus.idle), self.error.eq(bus.error),
+        ]
         return ResetInserter(self.clear & self.idle)(m)

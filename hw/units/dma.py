@@ -516,6 +516,7 @@ class Dma(wiring.Component):
     o_write : Out(request_signature), o_write_data : Out(write_data_signature), to AxiWritePort
     write_done : In(1), its ``done``
     done : Out(1), a pulse per instruction: every byte is written (of DMA_OUT: and its writes answered)
+    reading : Out(1), a DMA_IN is under way that waits for no instruction; a cycle late
     faults : Out(FAULTS_LAYOUT), until reset. A DMA_OUT whose offset is not a multiple of the bus word is an
         output_range fault, a DMA_IN whose runs are longer than the activation memory can be an
         activation_range one
@@ -547,6 +548,7 @@ class Dma(wiring.Component):
             "o_write_data": Out(write_data_signature(config)),
             "write_done": In(1),
             "done": Out(1),
+            "reading": Out(1),
             "faults": Out(FAULTS_LAYOUT),
             "busy": Out(1),
             "events": Out(events_layout("dma")),
@@ -610,6 +612,7 @@ class Dma(wiring.Component):
         m.d.sync += reached.eq(~(self.retired - job_view(DmaIn, job).wait)[15])
         waits = causes("busy", "dependency", "dram", "memory", "pipeline", "start")  # in the order of rank
         writing, reading = self.act_write, self.act_read
+        m.d.sync += self.reading.eq(0)
         m.d.comb += [self.busy.eq(1), waits.start.eq(1), self.marks.done.eq(self.done)]
         with m.FSM(name="dma"):
             with m.State("IDLE"):
@@ -622,13 +625,16 @@ class Dma(wiring.Component):
                 m.d.comb += extents.start.eq(1)
                 m.next = "EXTENTS"
             with m.State("EXTENTS"):
+                m.d.sync += self.reading.eq(reached & ~is_out)
                 with m.If(extents.done):
                     m.next = "CHECK"
             with m.State("CHECK"):
                 m.d.comb += check.eq(1)
+                m.d.sync += self.reading.eq(reached & ~is_out)
                 m.next = "WAIT"
             with m.State("WAIT"):
                 m.d.comb += waits.dependency.eq(~reached)
+                m.d.sync += self.reading.eq(reached & ~is_out)
                 with m.If(reached):
                     m.d.comb += self.marks.first.eq(1)
                     with m.If(wrong.as_value().any()):
@@ -640,6 +646,7 @@ class Dma(wiring.Component):
                         m.d.comb += copy_in.start.eq(1)
                         m.next = "IN"
             with m.State("IN"):
+                m.d.sync += self.reading.eq(1)
                 m.d.comb += [
                     waits.busy.eq(copy_in.moving),
                     waits.dram.eq(copy_in.starved),

@@ -103,14 +103,19 @@ class StreamRequester(wiring.Component):
         config = self.config
         ports = config.weight_ports
         used = max(f.offset + f.width for f in Stream.fields())
-        m.submodules.queue = queue = SyncFIFO(width=used - OPCODE_WIDTH, depth=STREAM_QUEUE_DEPTH)
+        # The last place of the queue is a register: what is read out of so many others goes no further in its cycle.
+        m.submodules.queue = queue = SyncFIFO(width=used - OPCODE_WIDTH, depth=STREAM_QUEUE_DEPTH - 1)
+        next_instr, held, take = Signal(used - OPCODE_WIDTH), Signal(), Signal()
         m.d.comb += [
             queue.w_data.eq(self.i_instr.payload[OPCODE_WIDTH:used]),
             queue.w_en.eq(self.i_instr.valid),
             self.i_instr.ready.eq(queue.w_rdy),
+            queue.r_en.eq(~held | take),
         ]
+        with m.If(queue.r_en):
+            m.d.sync += [next_instr.eq(queue.r_data), held.eq(queue.r_rdy)]
         instr = data.View(
-            instruction_layout(Stream), Cat(C(0, OPCODE_WIDTH), queue.r_data, C(0, INSTRUCTION_WIDTH - used))
+            instruction_layout(Stream), Cat(C(0, OPCODE_WIDTH), next_instr, C(0, INSTRUCTION_WIDTH - used))
         )
 
         part = Signal(PART_LAYOUT)
@@ -141,10 +146,10 @@ class StreamRequester(wiring.Component):
                         m.d.sync += [block.eq(instr.post_offset), part.words.eq(instr.post_words)]
                     with m.Default():
                         m.d.sync += [block.eq(instr.weight_offset), part.words.eq(instr.weight_words)]
-                m.d.comb += self.begin.eq(queue.r_rdy & (part.kind == Part.NORM))
-                with m.If(queue.r_rdy):
+                m.d.comb += self.begin.eq(held & (part.kind == Part.NORM))
+                with m.If(held):
                     m.next = "SIZE"
-                with m.If(queue.r_rdy & instr.predicated & (part.kind == Part.NORM)):
+                with m.If(held & instr.predicated & (part.kind == Part.NORM)):
                     m.next = "DECIDE"
             with m.State("DECIDE"):
                 with m.If(asked != DECIDE_LATENCY - 1):
@@ -194,8 +199,8 @@ class StreamRequester(wiring.Component):
 
         with m.If(done):
             m.d.sync += part.kind.eq(Mux(part.kind == Part.WEIGHTS, Part.NORM, part.kind.as_value() + 1))
-        m.d.comb += queue.r_en.eq(self.skip | done & (part.kind == Part.WEIGHTS))
-        m.d.comb += self.busy.eq(queue.r_rdy)
+        m.d.comb += take.eq(self.skip | done & (part.kind == Part.WEIGHTS))
+        m.d.comb += self.busy.eq(queue.r_rdy | held)
         return m
 
 
@@ -376,7 +381,7 @@ class Streamer(wiring.Component):
     events : Out(events_layout("stream")), a cycle late; without ``fetch`` and ``order``
     marks : Out(marks_layout("stream"))
 
-    Latency: 4 cycles from an instruction to its first request, 2 more for each empty part before; 2 cycles
+    Latency: 5 cycles from an instruction to its first request, 2 more for each empty part before; 2 cycles
     from the last beat of a word to its write. A predicated STREAM takes DECIDE_LATENCY more; its bit is there
     DECIDE_LATENCY + 2 cycles after the retired count that it has waited for.
     Throughput: one beat of every port per cycle: a part of W words takes W * word bytes / (P * bus bytes). A

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from moevit.config import AcceleratorConfig
 from moevit.isa import DmaIn, DmaOut
@@ -63,7 +64,11 @@ class Dma:
                 start = retired[copy.wait - 1] + REACHED
             yield start
             if isinstance(instruction, DmaIn):
+                if start > self._dram.paced_until:
+                    self._dram.paced_from = start
+                self._dram.paced_until = inf
                 done = yield from self._copy_in(instruction, start)
+                self._dram.paced_until = done + units.LINGER_CYCLES
             else:
                 done = yield from self._copy_out(instruction, start)
             idle = done + 1

@@ -31,6 +31,7 @@ class Dram:
     Members
     -------
     weights, shared, writes : the weight ports, the port of instructions and copies, and its other direction
+    paced_from, paced_until : when the weight ports begin and cease to take turns; no copy that is to come is known
     """
 
     def __init__(self, config: AcceleratorConfig, dram: DramModel) -> None:
@@ -39,9 +40,19 @@ class Dram:
         self.weights = Port(config.weight_ports, min(units.PORT_OUTSTANDING, most))
         self.shared = Port(1, min(units.SHARED_OUTSTANDING, most))
         self.writes = Port(1, 1)
+        self.paced_from, self.paced_until = 0.0, 0.0
+        self._turns = config.weight_ports * units.PACE_CYCLES
+        self._in_turn = min(config.weight_ports, units.BURST_BEATS / units.PACE_CYCLES)  # that read at the same time
         self._all = (self.weights, self.shared, self.writes)
         self._ports = sum(port.ports for port in self._all)
         self._beats = dram.bytes_per_cycle / config.axi_bytes  # of all ports, in a cycle
+
+    def turn(self, time: int) -> int:
+        """When the last of the weight ports raises a burst that all of them would raise at ``time``: BurstPacer."""
+        if time >= self.paced_until:
+            return time
+        since = int(self.paced_from)
+        return since + (time - since + self._turns) // units.PACE_CYCLES * units.PACE_CYCLES
 
     def read(self, port: Port, raised: int, beats: int) -> tuple[int, float, float]:
         """For a burst that a port would raise in cycle ``raised``: the cycle in which it does, that of the first beat,
@@ -62,16 +73,18 @@ class Dram:
         if self._beats >= self._ports:
             return start + beats
         left = float(beats)
+        weights = self._in_turn if due < self.paced_until else self.weights.ports
         while True:
-            taken, until = port.ports, inf
+            taken, until = weights if port is self.weights else port.ports, inf
             for other in self._all:
                 if other is port:
                     continue
                 # One that has more to bring than it can by now is taken to go on like that.
+                ports = weights if other is self.weights else other.ports
                 if other.free > due + units.BURST_BEATS:
-                    taken += other.ports
+                    taken += ports
                 elif other.free > start:
-                    taken += other.ports
+                    taken += ports
                     until = min(until, other.free)
             rate = min(1.0, self._beats / taken)
             if left <= (until - start) * rate:

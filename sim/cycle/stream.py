@@ -82,7 +82,7 @@ class Streamer:
             stream = order.instruction
             while len(self._queue.pushed) <= number:
                 yield self._queue.pushed
-            select = max(select, self._queue.pushed[number] + 1)
+            select = max(select, self._queue.pushed[number] + 2)  # the queue ends in a register
             if stream.predicated:
                 settled = select + units.DECIDE_LATENCY
                 if not stream.speculative:
@@ -164,7 +164,7 @@ class Streamer:
                         at += 1
                     raised = max(raised, popped[at] + FITS)
                 yield raised
-                raised, start, end = dram.read(dram.weights, raised, size)
+                raised, start, end = dram.read(dram.weights, dram.turn(raised), size)
                 self._bursts.append((start, end, size))
                 self._came.append(int(end))
                 self._kernel.wake(self._came)

@@ -1,5 +1,6 @@
 # amaranth: UnusedElaboratable=no
 import dataclasses
+import itertools
 import random
 
 import pytest
@@ -151,6 +152,33 @@ def test_halt_drains_and_clear_recovers(accept_late):
         assert [(b.data, b.last) for b in await get(ctx, dut.o_data, 70)] == want
 
     run(dut, bench, background=[memory.read_port(dut.axi)])
+
+
+def test_hold_delays_bursts_and_nothing_else():
+    dut = AxiReadPort(CONFIGS["tiny"])
+    memory = AxiMemory(16384, BASE, latency=30)
+    turn = 50  # a cycle in so many
+    raised = []
+
+    async def holder(ctx):
+        cycle = 0
+        while True:
+            ctx.set(dut.hold, cycle % turn != turn - 1)
+            _, _, accepted = await ctx.tick().sample(dut.axi.arvalid & dut.axi.arready)
+            cycle += 1
+            if accepted:
+                raised.append(cycle)
+
+    async def bench(ctx):
+        await put(ctx, dut.i_request, as_payloads([(0, 100)]))
+        await ctx.tick().repeat(turn - 10)
+        assert not memory.reads and ctx.get(dut.idle)
+        want = expected(memory, [(0, 100)], 16)
+        assert [(b.data, b.last) for b in await get(ctx, dut.o_data, 100)] == want
+
+    run(dut, bench, background=[holder, memory.read_port(dut.axi)])
+    # A burst each turn, though there is room for all seven from the beginning.
+    assert [b - a for a, b in itertools.pairwise(raised)] == [turn] * 6
 
 
 def test_error_is_sticky_and_stops_the_data():

@@ -94,13 +94,13 @@ class Bench:
                     if mask >> i & 1:
                         self.activations[to * size + i] = word >> 8 * i & 0xFF
 
-    def run(self, process, **options):
+    def run(self, process, *, background=(), **options):
         async def bench(ctx):
             await self.setup(ctx)
             await process(ctx)
 
         ports = [self.memory.read_port(self.mux.axi), self.memory.write_port(self.writer.axi)]
-        run(self.module(), bench, background=[self.act_memory, *ports], **options)
+        run(self.module(), bench, background=[self.act_memory, *ports, *background], **options)
 
     async def execute(self, ctx, program):
         done = self.done
@@ -246,6 +246,39 @@ def test_waits_for_the_retired_count():
     bench.run(process)
     assert bench.memory.bytes == dram
     assert bench.activations == act
+
+
+def test_says_that_it_reads():
+    """From before the first request to the last byte, and neither while it waits nor for a DMA_OUT."""
+    bench = Bench(SHAPES["tiny"], latency=20)
+    read, spoke = [], []
+
+    async def watch(ctx):
+        while True:
+            _, _, reading, request, written = await ctx.tick().sample(
+                bench.dma.reading, bench.dma.o_request.valid, bench.dma.act_write.valid
+            )
+            read.append(reading)
+            spoke.append(request | written)
+
+    async def process(ctx):
+        into = DmaIn(offset=0, segment_bytes=400, dst=0, wait=1)
+        await put(ctx, bench.dma.i_instr, [int.from_bytes(encode(into), "little")])
+        for _ in range(60):
+            await ctx.tick()
+        assert not any(read) and not any(spoke)
+        ctx.set(bench.dma.retired, 1)
+        while not bench.done:
+            await ctx.tick()
+        first, last = (order.index(1) for order in (spoke, spoke[::-1]))
+        assert all(read[first : len(read) - last])
+        assert 60 <= read.index(1) < first
+        await ctx.tick().repeat(2)
+        count = sum(read)
+        await bench.execute(ctx, [DmaOut(src=0, words=40, offset=0)])
+        assert sum(read) == count
+
+    bench.run(process, background=[watch])
 
 
 @pytest.mark.parametrize("shape", ["tiny", "wide", "long"])

@@ -31,7 +31,7 @@ LONGEST = {
     "post.Post": 10,
     "dispatch.Dispatch": 10,
     "fetch.Fetch": 11,
-    "streamer.Streamer": 13,  # 12 with 8 STREAMs waiting: 32 are read from a wider multiplexer; to be registered
+    "streamer.Streamer": 12,
     "dma.Dma": 13,
     "loader.Loader": 16,
 }
