@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from moevit.compiler.calibrate import calibrate
+from moevit.compiler.calibrate import Range, calibrate
 from moevit.compiler.emit import Emitter, Routing
 from moevit.compiler.frontend.load import load
 from moevit.compiler.fuse import fuse
@@ -18,6 +18,7 @@ from moevit.compiler.ir import Graph
 from moevit.compiler.joint import join_ranges
 from moevit.compiler.memory import BlockStore
 from moevit.compiler.quantise import quantise
+from moevit.compiler.stages import Stages
 from moevit.config import AcceleratorConfig
 from moevit.errors import InputError
 from moevit.program import Program, Source
@@ -96,13 +97,48 @@ def compile_graphs(
     ``seconds`` is what the steps before have taken, and is added to.
     """
     seconds = {} if seconds is None else seconds
-    clocks = {name: _Clock(seconds, progress, name if len(graphs) > 1 else "") for name in graphs}
+    prepared = prepare(graphs, data, progress=progress, seconds=seconds)
+    return finish(prepared, config, sources, routing=routing, progress=progress, seconds=seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What of a compilation does not depend on the machine, by task: it serves all configurations."""
+
+    stages: Mapping[str, Stages]
+    ranges: Mapping[str, dict[str, Range]]
+
+
+def prepare(
+    graphs: Mapping[str, Graph],
+    data: Mapping[str, Inputs],
+    *,
+    progress: Callable[[str], None] = lambda step: None,
+    seconds: dict[str, float] | None = None,
+) -> Prepared:
+    """The first half of :func:`compile_graphs`."""
+    seconds = {} if seconds is None else seconds
     stages, ranges = {}, {}
     for name, graph in graphs.items():
-        with clocks[name]("calibrate"):
+        with _Clock(seconds, progress, name if len(graphs) > 1 else "")("calibrate"):
             stages[name] = fuse(graph)
             ranges[name] = calibrate(graph, data[name])
-    ranges = join_ranges(graphs, ranges)
+    return Prepared(stages, join_ranges(graphs, ranges))
+
+
+def finish(
+    prepared: Prepared,
+    config: AcceleratorConfig,
+    sources: tuple[Source, ...] = (),
+    *,
+    routing: Routing | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+    seconds: dict[str, float] | None = None,
+) -> Compiled:
+    """The second half of :func:`compile_graphs`."""
+    seconds = {} if seconds is None else seconds
+    stages, ranges = prepared.stages, prepared.ranges
+    clocks = {name: _Clock(seconds, progress, name if len(stages) > 1 else "") for name in stages}
     blocks = BlockStore()
     tasks, peak = [], 0
     for name, clock in clocks.items():
