@@ -35,24 +35,53 @@ class ActivationAllocator:
         self.peak = 0
         self._used: list[tuple[int, int]] = []  # (first, end), sorted
 
+    @property
+    def in_use(self) -> int:
+        """Words that are taken."""
+        return sum(end - first for first, end in self._used)
+
     def take(self, words: int, what: str) -> int:
         """First word of a free range. Raises AllocationError saying how much is missing."""
         words += words % 2
+        at = self._place(words)
+        if at is None:
+            raise AllocationError(
+                f"{what} needs {words} words of activation memory; {self.in_use} of {self.words} are in use",
+                mend=f"use a configuration with a larger activation_words ({self.in_use + words} or more), or fewer "
+                "tokens",
+            )
+        self._take(at, words)
+        self.peak = max(self.peak, at + words)
+        return at
+
+    def copy(self) -> "ActivationAllocator":
+        """One with the same ranges, to try things on."""
+        out = ActivationAllocator(self.words)
+        out._used = list(self._used)
+        return out
+
+    def fits(self, *sizes: int) -> bool:
+        """Whether ranges of so many words could be taken, one after the other."""
+        trial = self.copy()
+        for words in sizes:
+            at = trial._place(words + words % 2)
+            if at is None:
+                return False
+            trial._take(at, words + words % 2)
+        return True
+
+    def _place(self, words: int) -> int | None:
+        """Where the first free range of so many words begins."""
         at = 0
         for first, end in self._used:
             if first - at >= words:
                 break
             at = end
-        if at + words > self.words:
-            in_use = sum(end - first for first, end in self._used)
-            raise AllocationError(
-                f"{what} needs {words} words of activation memory; {in_use} of {self.words} are in use",
-                mend="use a configuration with a larger activation_words, or fewer tokens",
-            )
+        return at if at + words <= self.words else None
+
+    def _take(self, at: int, words: int) -> None:
         self._used.append((at, at + words))
         self._used.sort()
-        self.peak = max(self.peak, at + words)
-        return at
 
     def room(self) -> int:
         """Words of the largest free range."""

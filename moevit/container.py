@@ -182,7 +182,8 @@ def _validate_task(program: Program, task: Task) -> None:
         _require(t.rows > 0 and t.channels > 0 and t.rows * t.channels <= MAX_ELEMENTS, "bad shape", here)
         _require(t.scale > 0, "scale is not positive", here)
         _require(t.addr >= 0 and t.stride >= 0, "negative address", here)
-        _require(0 <= t.window <= t.rows and (t.window == 0 or t.memory == MEMORY_ACTIVATION), "bad window", here)
+        _require(0 <= t.window <= t.rows, "bad window", here)
+        _require(t.window == 0 or t.memory in (MEMORY_ACTIVATION, MEMORY_QUEUE), "a window of K or V", here)
         _validate_place(program, t, here)
         _validate_queue(tensors, t, here)
         for p in t.pieces:
@@ -250,7 +251,7 @@ def _validate_queue(tensors: dict[str, Tensor], t: Tensor, here: str) -> None:
 #: how many inputs a layer has, by its kind, and outputs if not one
 _INPUTS = {"patches": (1,), "rows": (1,), "constant": (0,), "linear": (1, 2), "attention": (3,), "route": (1,),
            "gather": (2,), "scatter": (3,)}  # fmt: skip
-_OUTPUTS = {"linear": (1, 3), "route": (1, 2)}
+_OUTPUTS = {"linear": (1, 2, 3), "route": (1, 2)}
 
 
 def _validate_layer(

@@ -41,7 +41,8 @@ class Tensor:
     A tensor in ``queue`` memory holds a gate's scores [tokens, experts], ``uint16``: those in the experts' queues,
     0 where a token is in none; ``addr`` is its first row's token number and ``stride`` 0. A tensor with a ``gate``
     holds the rows of that gate's queue of ``expert``: as many as the queue has tokens; what is beyond means nothing.
-    Of a tensor with a ``window`` only so many rows have a place at a time, row r at ``addr + r % window * stride``.
+    Of a tensor with a ``window`` only so many rows have a place at a time, row r at ``addr + r % window * stride``, or
+    as token ``addr + r % window``.
     """
 
     name: str
@@ -68,12 +69,12 @@ class Layer:
         to their tokens' rows)
     inputs : tensor names; the second input of a linear layer is its residual. A gather layer has (rows, scores), a
         scatter layer (rows, scores, residual)
-    outputs : tensor names; a linear layer that fills K and V has (q, k, v), a route layer (scores) or (scores,
-        normalised rows)
+    outputs : tensor names; a linear layer that fills K and V has (q, k, v), or (k, v) where q is another layer's; a
+        route layer has (scores) or (scores, normalised rows)
     instructions : program numbers of the instructions that compute it; a linear layer's each compute some of its
         column tiles, in order
     streams : for a linear layer, the STREAM that brings the weights of each of those
-    input_row, output_row, rows : the rows that it reads and writes
+    input_row, output_row, rows : the rows that it reads and writes; a layer may be one of several that share the rows
     patch : (channels, height, width, patch height, patch width) of ``patches``, else empty
     macs : multiply-accumulates of the model (padding not counted)
     source : names of the ONNX nodes that it stands for

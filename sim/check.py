@@ -74,7 +74,8 @@ def _meaning(task: Task, tensor: Tensor, piece: Piece, want: Tensors) -> NDArray
 def _entry(tensor: Tensor, row: int, channel: int) -> str:
     """What an element is of, where row and channel do not say it."""
     if tensor.memory == MEMORY_QUEUE:
-        return f", token {tensor.addr + row}, expert {channel}"
+        token = tensor.addr + (row % tensor.window if tensor.window else row)
+        return f", token {token}, expert {channel}"
     return f", a row of expert {tensor.expert}" if tensor.gate else ""
 
 

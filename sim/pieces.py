@@ -24,10 +24,10 @@ def memory_word_bytes(memory: str, config: AcceleratorConfig) -> int:
 
 def extent(tensor: Tensor, piece: Piece, config: AcceleratorConfig) -> tuple[int, int]:
     """First word and end word that hold a piece."""
+    row = piece.row % tensor.window if tensor.window else piece.row
     if tensor.memory == MEMORY_QUEUE:
-        return tensor.addr + piece.row, tensor.addr + piece.row + piece.rows
+        return tensor.addr + row, tensor.addr + row + piece.rows
     if tensor.memory == MEMORY_ACTIVATION:
-        row = piece.row % tensor.window if tensor.window else piece.row
         first = tensor.addr + row * tensor.stride
         words = layout.row_words(tensor.channels, config.columns, DTYPES[tensor.dtype][0])
         return first, first + (piece.rows - 1) * tensor.stride + words

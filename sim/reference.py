@@ -82,7 +82,7 @@ def _linear(
         assert isinstance(linear, Linear) and isinstance(stream, Stream)
         columns.append(_columns(program, linear, stream, x, rows, done))
     parts = [np.concatenate(part, axis=-1) for part in zip(*columns, strict=True)]
-    for name, part in zip(layer.outputs, parts, strict=False):
+    for name, part in zip(layer.outputs, parts[len(layer.outputs) == 2 :], strict=False):  # two are K and V
         # Rows that the layer does not write keep what the residual in place has there.
         _put(task, tensors, name, layer.output_row, part, residual)
 
@@ -93,10 +93,9 @@ def _put(task: Task, tensors: Tensors, name: str, row: int, part: NDArray, befor
     if part.shape[1] == t.rows:
         tensors[name] = part
         return
-    before = tensors.get(name, before)
-    whole = np.zeros((len(part), t.rows, t.channels), np.int64) if before is None else before.copy()
-    whole[:, row : row + part.shape[1]] = part
-    tensors[name] = whole
+    if name not in tensors:
+        tensors[name] = np.zeros((len(part), t.rows, t.channels), np.int64) if before is None else before.copy()
+    tensors[name][:, row : row + part.shape[1]] = part
 
 
 def _columns(
@@ -220,7 +219,9 @@ def _scatter(
 ) -> None:
     hidden, scores, residual = (tensors[name] for name in layer.inputs)
     name = layer.outputs[0]
-    out = tensors.get(name, residual).copy()
+    if name not in tensors:
+        tensors[name] = residual.copy()
+    out = tensors[name]
     first = 0
     for i, s in zip(layer.instructions, layer.streams, strict=True):
         linear, stream = instructions[i], instructions[s]
@@ -232,7 +233,6 @@ def _scatter(
         added = out[entry.image, entry.row, channels]
         out[entry.image, entry.row, channels] = finish(mid, linear, added, score)
         first = channels.stop
-    tensors[name] = out
 
 
 _LAYERS = {"patches": _patches, "rows": _rows, "constant": _constant, "linear": _linear, "attention": _attention,

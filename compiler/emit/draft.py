@@ -51,12 +51,17 @@ class Draft:
         self.places: dict[str, Place] = {}
         self._work: list[Retiring] = []
         self._streams: list[tuple[int, Stream]] = []  # (index in work of the reader, instruction)
-        self._blocks: dict[tuple[int, int, int], Stream] = {}  # column tiles of a matrix that are in the image
+        # Column tiles of a matrix that are in the image; the matrix is held, so that no other one gets its id.
+        self._blocks: dict[tuple[int, int, int], tuple[QuantisedLinear, Stream]] = {}
         self._tensors: list[Tensor] = []
         self._pieces: dict[str, list[tuple[int, int, int]]] = {}  # tensor -> (row, rows, index in work)
         self._records: list[_Record] = []
 
     # -- tensors -----------------------------------------------------------------------------------------------
+
+    def words(self, channels: int, f: Format) -> int:
+        """Words of a row of activation memory."""
+        return layout.row_words(channels, self.config.columns, DTYPES[f.dtype][0])
 
     def tensor(
         self, name: str, rows: int, channels: int, f: Format, *, addr: int | None = None,
@@ -64,7 +69,7 @@ class Draft:
     ) -> Tensor:  # fmt: skip
         """A new tensor; in activation memory of its own when no address is given."""
         if stride is None:
-            stride = layout.row_words(channels, self.config.columns, DTYPES[f.dtype][0])
+            stride = self.words(channels, f)
         if addr is None:
             addr = self.memory.take((window or rows) * stride, f"tensor '{name}'")
         tensor = Tensor(
@@ -73,6 +78,11 @@ class Draft:
         self._tensors.append(tensor)
         self._pieces[name] = []
         return tensor
+
+    @staticmethod
+    def row_word(tensor: Tensor, row: int) -> int:
+        """Word at which a row begins, of a window if the tensor has one."""
+        return tensor.addr + (row % tensor.window if tensor.window else row) * tensor.stride
 
     def piece(self, tensor: Tensor, row: int, rows: int, work: int) -> None:
         """``work`` completes some rows of a tensor."""
@@ -98,8 +108,8 @@ class Draft:
         """Bring column tiles ``first`` … ``end - 1`` of a matrix to the instruction ``reader``, with more fields."""
         key = id(q), first, end
         if key not in self._blocks:
-            self._blocks[key] = self._store(q, first, end)
-        self._streams.append((reader, dataclasses.replace(self._blocks[key], **fields)))
+            self._blocks[key] = q, self._store(q, first, end)
+        self._streams.append((reader, dataclasses.replace(self._blocks[key][1], **fields)))
         return len(self._streams) - 1
 
     def _store(self, q: QuantisedLinear, first: int, end: int) -> Stream:
@@ -142,9 +152,12 @@ class Draft:
         """Column tiles of a matrix."""
         return layout.ceil_div(len(q.weight), self.config.columns)
 
-    def column_chunks(self, name: str, q: QuantisedLinear) -> list[tuple[int, int]]:
-        """Column tiles per LINEAR: all at once when their weights take at most half of the ring."""
-        c, tiles = self.config, self.tiles(q)
+    def column_chunks(
+        self, name: str, q: QuantisedLinear, start: int = 0, stop: int | None = None
+    ) -> list[tuple[int, int]]:
+        """Column tiles per LINEAR, of ``start`` … ``stop - 1``: all at once when they take at most half of the ring."""
+        c = self.config
+        tiles = (self.tiles(q) if stop is None else stop) - start
         steps = layout.ceil_div(q.weight.shape[1], c.depth)
         most = min(max(self.ring_words // 2 // steps, 1), c.post_words // 2)
         if steps > self.ring_words:
@@ -154,7 +167,7 @@ class Draft:
             )
         count = layout.ceil_div(tiles, most)
         size = layout.ceil_div(tiles, count)
-        return [(first, min(first + size, tiles)) for first in range(0, tiles, size)]
+        return [(start + first, start + min(first + size, tiles)) for first in range(0, tiles, size)]
 
     def record(
         self, kind: str, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], work: list[int],

@@ -1,13 +1,16 @@
 """A mixture of experts: its gate, then all experts one after the other, each on the tokens of its queue.
 
 The experts' two matrices are pipelined by one: up(0), up(1), down(0), up(2), down(1), … So the wait of down(e) for
-the hidden rows of up(e) is covered by up(e + 1), and two buffers of hidden rows are enough.
+the hidden rows of up(e) is covered by up(e + 1), and two buffers of hidden rows are enough. Where there is room for one
+only, down(e) follows up(e). An expert may also go slice by slice of its hidden channels (``groups``): up(e.0), up(e.1),
+down(e.0), …
 """
 
 from dataclasses import dataclass
 
 from moevit import layout
 from moevit.compiler.emit.draft import Draft
+from moevit.compiler.emit.groups import plan_experts, slices_of
 from moevit.compiler.quantise import Format, QuantisedLinear, QuantisedMoe
 from moevit.errors import AllocationError
 from moevit.isa import Linear, OutputType
@@ -17,12 +20,12 @@ from moevit.program import MEMORY_QUEUE, Tensor
 
 @dataclass(frozen=True)
 class Routing:
-    """How mixtures of experts are computed; the results are the same.
+    """How mixtures of experts are computed; the results are the same, but for roundings where memory is scarce.
 
     Parameters
     ----------
     speculate : an expert's weights are fetched before the gate has decided whether it has tokens
-    rows : tokens that are routed before the experts run; None for as many as the queues hold, better all
+    rows : tokens that are routed before the experts run, at most; None for as many as the memories hold, better all
     """
 
     speculate: bool = True
@@ -41,24 +44,28 @@ class _Experts:
         s, op, config = self.s, self.op, draft.config
         self.x = draft.places[s.x].tensor
         self.gate_wait = draft.wait(s.x)
-        self.rows = self._rows_at_once()
+        kept = 0 if q.gate.norm is None else draft.words(op.gate_weight.shape[1], q.rows)
+        self.plan = plan_experts(draft, q, self._rows_at_once(), kept)
+        self.rows = self.plan.rows
+        window = self.rows if self.rows < s.rows else 0
         residual = draft.places[s.residual]
         width = layout.ceil_div(op.down_weight.shape[1], config.columns) * config.columns
         self.out = draft.tensor(s.output, s.rows, width, q.output, addr=residual.tensor.addr)
         self.before = residual.tensor  # what the first expert adds to
         scores = Format("uint16", 2.0**-SCORE_FRACTION)
         self.scores = draft.tensor(
-            f"{op.output}#scores", s.rows, op.experts, scores, memory=MEMORY_QUEUE, addr=0, stride=0
+            f"{op.output}#scores", s.rows, op.experts, scores, memory=MEMORY_QUEUE, addr=0, stride=0, window=window
         )
         self.seen = self.x
-        if q.gate.norm is not None:
-            self.seen = draft.tensor(s.norm_output or f"{s.x}#kept", s.rows, op.gate_weight.shape[1], q.rows)
-        self.hidden_stride = layout.row_words(op.up_weight.shape[1], config.columns, 8)
-        size = self.rows * self.hidden_stride
-        self.buffers = [draft.memory.take(size, f"hidden rows of '{s.name}'") for _ in range(min(2, op.experts))]
-        self.down_chunks = draft.column_chunks(s.name, q.experts[0][1])
+        if kept:
+            name = s.norm_output or f"{s.x}#kept"
+            self.seen = draft.tensor(name, s.rows, op.gate_weight.shape[1], q.rows, window=window)
+        size = self.rows * self.plan.words
+        self.buffers = [draft.memory.take(size, f"hidden rows of '{s.name}'") for _ in range(self.plan.buffers)]
+        self.downs = [slices_of(down, self.plan.slices, up.second[2]) for up, down in q.experts]
+        self.down_chunks = draft.column_chunks(s.name, self.downs[0][0])
         self.ready = [residual.ready] * len(self.down_chunks)  # when the columns of each chunk are complete
-        layers = 2 * op.experts * layout.ceil_div(s.rows, self.rows)
+        layers = 2 * op.experts * self.plan.slices * layout.ceil_div(s.rows, self.rows)
         each, rest = divmod(s.macs - s.rows * op.gate_weight.size, layers)
         self.macs = [each + rest] + [each] * (layers - 1)  # of the experts' layers, last first
 
@@ -75,18 +82,20 @@ class _Experts:
         return wanted if wanted <= most else max(most // config.rows * config.rows, min(most, config.rows))
 
     def run(self) -> None:
-        draft, experts = self.draft, self.op.experts
+        draft = self.draft
+        parts = [_Part(e, j) for e in range(self.op.experts) for j in range(self.plan.slices)]
         for first in range(0, self.s.rows, self.rows):
             rows = min(self.rows, self.s.rows - first)
             decided = self._gate(first, rows)
-            waiting: tuple[Tensor, int] | None = None
-            for e in range(experts):
-                hidden = self._up(e, first, rows, decided)
-                if waiting is not None:
-                    self._down(e - 1, first, rows, decided, *waiting)
-                waiting = hidden
-            assert waiting is not None
-            last = self._down(experts - 1, first, rows, decided, *waiting)
+            waiting: list[tuple[_Part, Tensor, int]] = []  # parts whose second half is to come
+            last = 0
+            for number, part in enumerate(parts):
+                hidden = self._up(part, first, rows, decided, self.buffers[number % len(self.buffers)])
+                waiting.append((part, *hidden))
+                if len(waiting) == len(self.buffers):
+                    last = self._down(first, rows, decided, *waiting.pop(0))
+            for rest in waiting:
+                last = self._down(first, rows, decided, *rest)
             draft.done(self.out, first, rows, last)
         if self.seen is not self.x:
             draft.memory.free(self.seen.addr)
@@ -109,15 +118,15 @@ class _Experts:
             )
         fields = draft.load_fields(q.gate, name) | {
             "n_rows": rows, "src": x.addr + first * x.stride, "src_stride": x.stride, "tiles": tiles,
-            "key_tile": tiles, "value_tile": tiles, "dst": 0, "dst_stride": 0, "token": first,
+            "key_tile": tiles, "value_tile": tiles, "dst": 0, "dst_stride": 0,
             "route": int(q.order), "experts": op.experts, "top_k": op.top_k, "threshold": q.threshold, "clear": 1,
         }  # fmt: skip
         outputs: tuple[str, ...] = (self.scores.name,)
         if self.seen is not x:
             outputs = (self.scores.name, self.seen.name)
-            fields |= {"keep": 1, "keep_dst": self.seen.addr + first * self.seen.stride,
-                       "keep_stride": self.seen.stride}  # fmt: skip
+            fields |= {"keep": 1, "keep_dst": draft.row_word(self.seen, first), "keep_stride": self.seen.stride}
         index = draft.issue(Linear(wait=self.gate_wait, **fields))
+        self.gate_wait = index + 1  # the next group's gate keeps its rows in the place of this one's
         stream = draft.stream(q.gate, 0, tiles, index)
         for tensor in (self.scores, self.seen) if self.seen is not x else (self.scores,):
             draft.piece(tensor, first, rows, index)
@@ -137,22 +146,24 @@ class _Experts:
         predicate = {"predicated": 1, "queue": e, "speculative": int(self.routing.speculate), "wait": decided}
         return index, self.draft.stream(q, first, end, index, **predicate)
 
-    def _up(self, e: int, first: int, rows: int, decided: int) -> tuple[Tensor, int]:
+    def _up(self, part: "_Part", first: int, rows: int, decided: int, buffer: int) -> tuple[Tensor, int]:
         """Tokens of a queue to hidden rows. Returns those and the retired count at which they are complete."""
-        draft, q = self.draft, self.q.experts[e][0]
-        name = self._name(f"{self.s.name}.experts.{e}.up", first)
+        draft, q = self.draft, self.q.experts[part.expert][0]
+        name = self._name(f"{self._of(part)}.up", first)
+        start, stop = part.slice * self.plan.words, (part.slice + 1) * self.plan.words
         hidden = draft.tensor(
-            self._name(f"{self.op.output}#hidden.{e}", first), rows, q.key_channels, q.output,
-            addr=self.buffers[e % 2], stride=self.hidden_stride, gate=self.scores.name, expert=e,
+            self._name(f"{self.op.output}#hidden.{self._number(part)}", first), rows,
+            q.key_channels // self.plan.slices, q.output, addr=buffer, stride=self.plan.words, gate=self.scores.name,
+            expert=part.expert,
         )  # fmt: skip
         fields = draft.load_fields(q, name) | {
-            "n_rows": rows, "src": self.seen.addr, "src_stride": self.seen.stride, "dst_stride": hidden.stride,
-            "activation": int(q.activation), "mult": q.second[0], "shift": q.second[1], "zero_point": q.second[2],
-            "out_type": int(OutputType[hidden.dtype.upper()]), "gather": 1,
+            "n_rows": rows, "src": draft.row_word(self.seen, first), "src_stride": self.seen.stride,
+            "dst_stride": hidden.stride, "activation": int(q.activation), "mult": q.second[0], "shift": q.second[1],
+            "zero_point": q.second[2], "out_type": int(OutputType[hidden.dtype.upper()]), "gather": 1,
         }  # fmt: skip
         parts = [
-            self._expert(e, q, chunk, decided, decided, fields | {"dst": hidden.addr + chunk[0]})
-            for chunk in draft.column_chunks(name, q)
+            self._expert(part.expert, q, chunk, decided, decided, fields | {"dst": hidden.addr + chunk[0] - start})
+            for chunk in draft.column_chunks(name, q, start, stop)
         ]
         work = [index for index, _ in parts]
         draft.piece(hidden, 0, rows, work[-1])
@@ -160,10 +171,10 @@ class _Experts:
                      rows=rows, input_row=first, macs=self.macs.pop())  # fmt: skip
         return hidden, work[-1] + 1
 
-    def _down(self, e: int, first: int, rows: int, decided: int, hidden: Tensor, ready: int) -> int:
+    def _down(self, first: int, rows: int, decided: int, part: "_Part", hidden: Tensor, ready: int) -> int:
         """Hidden rows, times their scores, to the rows of their tokens. Returns the last instruction."""
-        draft, q, out = self.draft, self.q.experts[e][1], self.out
-        name = self._name(f"{self.s.name}.experts.{e}.down", first)
+        draft, q, out = self.draft, self.downs[part.expert][part.slice], self.out
+        name = self._name(f"{self._of(part)}.down", first)
         fields = draft.load_fields(q, name) | {
             "n_rows": rows, "src": hidden.addr, "src_stride": hidden.stride, "dst_stride": out.stride,
             "out_type": int(OutputType.INT16), "residual": 1, "scatter": 1,
@@ -171,8 +182,8 @@ class _Experts:
         parts = []
         for column, chunk in enumerate(self.down_chunks):
             wait = max(ready, self.ready[column])
-            at = out.addr + 2 * chunk[0]
-            parts.append(self._expert(e, q, chunk, decided, wait, fields | {"dst": at, "res": at}))
+            at = draft.row_word(out, first) + 2 * chunk[0]
+            parts.append(self._expert(part.expert, q, chunk, decided, wait, fields | {"dst": at, "res": at}))
             self.ready[column] = parts[-1][0] + 1
         work = [index for index, _ in parts]
         inputs = (hidden.name, self.scores.name, self.before.name)
@@ -180,3 +191,17 @@ class _Experts:
                      output_row=first, macs=self.macs.pop())  # fmt: skip
         self.before = out
         return work[-1]
+
+    def _number(self, part: "_Part") -> str:
+        return str(part.expert) if self.plan.slices == 1 else f"{part.expert}.{part.slice}"
+
+    def _of(self, part: "_Part") -> str:
+        return f"{self.s.name}.experts.{self._number(part)}"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An expert's slice of hidden channels."""
+
+    expert: int
+    slice: int

@@ -25,7 +25,7 @@ def group_layers(task: "Task") -> list[Group]:
     """All layers of a task, in the order of each group's first."""
     members: dict[tuple[str, str], list[Layer]] = {}
     for layer in task.layers:
-        if layer.kind in ("route", "linear"):  # chunks of rows have a layer each
+        if layer.kind in ("route", "linear", "attention"):  # chunks of rows have a layer each
             key = layer.kind, layer.outputs[0]
         elif layer.kind in ("gather", "scatter"):
             key = EXPERTS, layer.inputs[1]

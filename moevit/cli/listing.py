@@ -79,7 +79,8 @@ def role(layer: Layer, instructions: list[Instruction]) -> str:
     assert isinstance(first, Linear)
     parts = ["norm"] if first.norm == NormMode.LAYERNORM else []
     kinds = {"route": "gate", "gather": "expert", "scatter": "expert"}
-    parts.append("q, k, v" if len(layer.outputs) == 3 else kinds.get(layer.kind, "linear"))
+    made = {3: "q, k, v", 2: "k, v"}.get(len(layer.outputs), "linear")
+    parts.append(kinds.get(layer.kind, made))
     if first.activation != Activation.NONE:
         parts.append(Activation(first.activation).name.lower())
     if first.residual:
@@ -174,9 +175,14 @@ def _merged(program: Program, task: Task, group: Group, entries: list[LayerEntry
         parts = [part for e in entries for part in e.role.replace("expert", "experts").split(" + ")]
         doing = " + ".join(dict.fromkeys(parts))
         scores = task.tensor(group.layers[0].inputs[1])
-        hidden = task.tensor(group.layers[0].outputs[0])
+        first_hidden = task.tensor(group.layers[0].outputs[0])
+        hidden = sum(  # of all slices of an expert
+            task.tensor(layer.outputs[0]).channels for layer in group.layers
+            if (layer.kind, layer.input_row) == ("gather", group.layers[0].input_row)
+            and task.tensor(layer.outputs[0]).expert == first_hidden.expert
+        )  # fmt: skip
         width = task.tensor(group.layers[-1].outputs[0]).channels
-        shape = f"{scores.rows} tokens → {hidden.channels} → {width}"
+        shape = f"{scores.rows} tokens → {hidden} → {width}"
     return LayerEntry(
         name=group.name,
         kind=group.kind,

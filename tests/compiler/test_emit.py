@@ -177,7 +177,7 @@ def test_small_memories_change_the_program_and_not_the_result() -> None:
         ({"queue_entries": 1}, {}, "queue_entries"),
         ({"tile_depth": 16}, {"width": 16, "hidden": 17}, "tile_depth"),
         ({"operand_words": 6}, {"experts": 64, "width": 12, "hidden": 5}, "gate .*operand words, all at once"),
-        ({"activation_words": 256}, {"hidden": 60}, "activation_words"),
+        ({"activation_words": 150}, {"hidden": 60}, "activation_words"),
     ],
 )
 def test_a_machine_that_is_too_small_is_named(change: dict[str, int], moe: dict[str, Any], said: str) -> None:

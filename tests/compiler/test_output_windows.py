@@ -5,10 +5,11 @@ import pytest
 
 from moevit.compiler import ir
 from moevit.compiler.driver import Compiled, compile_graphs
-from moevit.compiler.emit import emitter
+from moevit.compiler.emit import outputs
+from moevit.compiler.emit.outputs import in_blocks
 from moevit.config import CONFIGS, AcceleratorConfig
 from moevit.errors import AllocationError
-from moevit.isa import DmaOut, Linear
+from moevit.isa import DmaOut, Linear, Stream
 from moevit.sim.inputs import from_arrays
 from moevit.sim.simulate import simulate
 
@@ -77,13 +78,42 @@ def test_an_output_larger_than_the_memory() -> None:
     check(program, g)
 
 
-def test_weights_that_do_not_fit_half_of_the_ring_are_streamed_for_each_chunk() -> None:
+def streamed(program: Compiled) -> int:
+    """Weight bytes that the decoder's STREAMs bring."""
+    streams = [i for i in program.program.instructions(program.program.task()) if isinstance(i, Stream)]
+    return sum(i.weight_words for i in streams[1:]) * TINY.operand_word_bytes
+
+
+def test_weights_that_do_not_fit_half_of_the_ring_come_block_by_block() -> None:
+    """Each once, as the rows of a block of columns lie behind each other in the output buffer."""
     config = AcceleratorConfig.from_dict(TINY.to_dict() | {"operand_words": 1024})
     g = graph(2048)
+    program = build(g, config)
+    assert streamed(program) == 2048 * 24
+    assert not all(i.release for i in decoder(program))
+    tensor = program.program.task().tensor("y")
+    assert tensor.rows == 36 * 2048 // tensor.channels > 36
+    check(program, g)
+
+
+def test_columns_that_are_not_whole_tiles_do_not_go_block_by_block() -> None:
+    config = AcceleratorConfig.from_dict(TINY.to_dict() | {"operand_words": 1024})
+    g = graph(2041)
     program = build(g, config)
     assert all(i.release for i in decoder(program))
     assert len(decoder(program)) > copies(program)
     check(program, g)
+
+
+@pytest.mark.parametrize(("channels", "blocks"), [(8, 2), (6, 3)])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_an_order_in_blocks(channels: int, blocks: int, shuffled: bool) -> None:
+    rows, rng = 5, np.random.default_rng(0)
+    values = rng.random((rows, channels))
+    order = rng.permutation(rows * channels) if shuffled else None
+    cut = np.concatenate(np.split(values, blocks, axis=1))
+    got = cut.reshape(-1)[in_blocks(order, rows, channels, blocks)]
+    np.testing.assert_array_equal(got, values.reshape(-1) if order is None else values.reshape(-1)[order])
 
 
 def test_the_same_weights_serve_all_chunks() -> None:
@@ -108,14 +138,14 @@ def test_an_output_that_is_read_stays_whole() -> None:
 
 
 def test_no_room_for_a_chunk_is_said() -> None:
-    config = AcceleratorConfig.from_dict(TINY.to_dict() | {"activation_words": 512})
+    config = AcceleratorConfig.from_dict(TINY.to_dict() | {"activation_words": 256})
     with pytest.raises(AllocationError, match="activation memory"):
         build(graph(2048), config)
 
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 9, 1 << 12])
 def test_chunks_on_rtl(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
-    monkeypatch.setattr(emitter, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(outputs, "CHUNK_BYTES", chunk_bytes)
     g = graph(200)
     program = build(g)
     assert copies(program) > 1
