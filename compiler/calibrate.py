@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moevit.compiler.interpret import hidden_of, run
-from moevit.compiler.ir import Array, Graph, MoE, Op
+from moevit.compiler.ir import Array, Attention, Graph, MoE, Op
 from moevit.errors import InputError, ModelError
 
 BATCH = 32
+USUAL_SCORE = 300.0  #: of attention, times its scale; softmax's weights are a single one long before
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def calibrate(graph: Graph, inputs: Mapping[str, NDArray]) -> dict[str, Range]:
 
     A mixture of experts has ranges inside too, whose names begin with its output's: ``<output>#logits`` of its
     gate, and for each expert e ``<output>#hidden.<e>`` of its activated hidden values, over the tokens that
-    are routed to it; over all tokens if in all of ``inputs`` none is.
+    are routed to it; over all tokens if in all of ``inputs`` none is. An attention has ``<output>#scores``, or a
+    bound of them where that is small.
 
     Absolute extremes, not percentiles: on a trained vision transformer with outliers those cost less
     (see docs/numerics.md). Raises InputError for empty or non-finite data, ModelError
@@ -81,7 +83,20 @@ def calibrate(graph: Graph, inputs: Mapping[str, NDArray]) -> dict[str, Range]:
         for op in graph.ops:
             if isinstance(op, MoE):
                 _see_idle(op, tensors[op.x], ranges, of_all_tokens)
+            elif isinstance(op, Attention):
+                _see_scores(op, tensors[op.q], tensors[op.k], ranges)
     return {name: r for name, r in of_all_tokens.result().items() if name not in ranges} | ranges.result()
+
+
+def _see_scores(op: Attention, q: Array, k: Array, ranges: Ranges) -> None:
+    """The scores' largest magnitude, or a bound of it where even that is usual: the product costs much."""
+    q, k = (x.reshape(*x.shape[:2], op.heads, op.head_dim).swapaxes(1, 2) for x in (q, k))
+    length_q, length_k = (np.linalg.norm(x, axis=-1).max(axis=-1) for x in (q, k))  # [B, heads]
+    with np.errstate(over="ignore"):
+        scores = np.float32(op.scale) * length_q * length_k
+        if not scores.max() <= USUAL_SCORE:
+            scores = np.stack([(a * np.float32(op.scale)) @ b.swapaxes(-1, -2) for a, b in zip(q, k, strict=True)])
+    ranges.see(f"{op.output}#scores", scores)
 
 
 def _see_idle(op: MoE, x: Array, ranges: Ranges, of_all_tokens: Ranges) -> None:

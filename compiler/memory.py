@@ -33,6 +33,7 @@ class ActivationAllocator:
     def __init__(self, words: int) -> None:
         self.words = words
         self.peak = 0
+        self.freed = False  #: whether any range was given back, so that one that is free may have been used
         self._used: list[tuple[int, int]] = []  # (first, end), sorted
 
     @property
@@ -91,3 +92,4 @@ class ActivationAllocator:
     def free(self, first: int) -> None:
         """Give back the range that starts at ``first``."""
         self._used = [r for r in self._used if r[0] != first]
+        self.freed = True

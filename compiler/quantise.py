@@ -170,7 +170,7 @@ def quantise(stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig
     heads = {s.output: (s.heads, s.head_dim) for s in stages.stages if isinstance(s, AttentionStage)}
     for s in stages.stages:
         if isinstance(s, AttentionStage):
-            out.append(_attention(s, formats))
+            out.append(_attention(s, formats, ranges))
         elif isinstance(s, EmbedStage):
             scale = formats[s.output].scale
             base[s.output] = saturate(np.round(s.base / scale), 16)
@@ -269,7 +269,7 @@ def _integers(
     return q.astype(np.int8), q_bias.astype(np.int64), mult, shift
 
 
-def _refuse(s: LinearStage | MoeStage, op: str, reason: str, way_out: str) -> NoReturn:
+def _refuse(s: Stage, op: str, reason: str, way_out: str) -> NoReturn:
     name = ", ".join(s.source) or s.name
     raise UnsupportedOpError([UnsupportedNode(name=name, op=op, reason=reason, way_out=way_out)])
 
@@ -325,7 +325,11 @@ def _spread_input(weight: NDArray, heads: tuple[int, int] | None, config: Accele
     return _pad_heads(weight.T, count, head_dim, head_padding(head_dim, config)).T
 
 
-def _attention(s: AttentionStage, formats: dict[str, Format]) -> QuantisedAttention:
+def _attention(s: AttentionStage, formats: dict[str, Format], ranges: dict[str, Range]) -> QuantisedAttention:
+    limit = math.log(2) * 2.0 ** (softmax.SCORE_WIDTH - 1 - softmax.SCORE_FRACTION)
+    if (largest := ranges[f"{s.output}#scores"].high) > limit:  # what saturates would seem equally likely
+        reason = f"its scores reach {largest:.4g}; the machine holds {limit:.4g}"
+        _refuse(s, "Attention", reason, "scale the weights of its queries down")
     q, k, v, out = (formats[t].scale for t in (s.x, s.key, s.value, s.output))
     score = q * k * s.scale * math.log2(math.e) * (1 << softmax.SCORE_FRACTION)
     return QuantisedAttention(s, _clipped_scale(score), _clipped_scale(v / out), formats[s.output])

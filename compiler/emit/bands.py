@@ -53,6 +53,7 @@ class _Embed:
     def __init__(self, draft: Draft, s: EmbedStage, q: QuantisedLinear, quantised: Quantised, source: Input) -> None:
         self.draft, self.s, self.q, self.offset = draft, s, q, source.offset
         columns, base = draft.config.columns, quantised.base[s.output]
+        self.vacant = draft.vacant  # of the first image there is nothing to wait for
         self.across, self.down = s.image[2] // s.patch[1], s.image[1] // s.patch[0]
         size, f = s.image[0] * s.patch[0] * s.patch[1], quantised.formats[s.x]
         whole = layout.ceil_div(base.shape[1], columns) * columns
@@ -118,10 +119,10 @@ class _Embed:
         if number >= len(self.parts):
             return
         band = self.parts[number]
-        wait = self.last[number - self.slots] + 1 if self.slots and number >= self.slots else 0
+        wait = self.last[number - self.slots] + 1 if self.slots and number >= self.slots else self.vacant
         self.pixels.append(copy_pixels(self.draft, self.s, band, self.offset, self.patches, wait))
         end = self.s.first + band.end * self.across
-        self.copied.extend(copy_constants(self.draft, self.constants, self.start, self._row(number), end))
+        self.copied.extend(copy_constants(self.draft, self.constants, self.start, self._row(number), end, self.vacant))
         self.complete.append(self.copied[-1])
 
     def _project(self, number: int, streams: list[int]) -> list[int]:
@@ -165,14 +166,15 @@ def copy_pixels(draft: Draft, s: EmbedStage, band: Band, offset: int, patches: T
     ]  # fmt: skip
 
 
-def copy_constants(draft: Draft, offset: int, tensor: Tensor, row: int, end: int) -> list[int]:
+def copy_constants(draft: Draft, offset: int, tensor: Tensor, row: int, end: int, wait: int) -> list[int]:
     """Bring rows ``row`` … ``end - 1`` of a constant tensor whose first row lies at ``offset`` of the image."""
     size = tensor.stride * draft.config.columns
     step = MAX_COPY // size
     return [
         draft.issue(
             DmaIn(
-                source=DmaSource.IMAGE, offset=offset + first * size, segment_bytes=min(step, end - first) * size,
+                wait=wait, source=DmaSource.IMAGE, offset=offset + first * size,
+                segment_bytes=min(step, end - first) * size,
                 dst=tensor.addr * draft.config.columns + first * size,
             )
         )

@@ -97,6 +97,11 @@ class Draft:
         """The retired count at which all these tensors are complete."""
         return max((self.places[n].ready for n in names if n is not None), default=0)
 
+    @property
+    def vacant(self) -> int:
+        """The retired count at which nothing uses free memory any more; 0 while none has been used."""
+        return len(self._work) if self.memory.freed else 0
+
     # -- instructions ------------------------------------------------------------------------------------------
 
     def issue(self, instruction: Retiring) -> int:

@@ -114,7 +114,7 @@ def input_shape(entry: onnx.ValueInfoProto, where: str) -> tuple[tuple[int, ...]
 
 
 def constant(tensor: onnx.TensorProto, where: str) -> NDArray[Any]:
-    """A stored tensor's values; raises `ModelError` if it is damaged or holds none of the kinds that a model computes with."""
+    """A stored tensor's values; raises `ModelError` if it is damaged or holds what no model computes with."""
     try:
         array = numpy_helper.to_array(tensor)
     except Exception as error:  # what a damaged tensor raises depends on the damage

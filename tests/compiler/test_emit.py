@@ -2,19 +2,21 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from compile_helpers import mixture_graph, pictures
+from onnx_net import Net
 
 from moevit.compiler import interpret
-from moevit.compiler.driver import Compiled, compile_graphs
+from moevit.compiler.driver import Compiled, compile_graphs, compile_model
 from moevit.compiler.emit import Routing
 from moevit.compiler.hazards import check_instructions
 from moevit.config import CONFIGS, AcceleratorConfig
 from moevit.errors import AllocationError, HazardError
-from moevit.isa import Instruction, Linear, Stream
+from moevit.isa import DmaIn, Instruction, Linear, Stream
 from moevit.program import MEMORY_QUEUE
 from moevit.sim.inputs import from_arrays
 from moevit.sim.simulate import simulate
@@ -183,3 +185,20 @@ def test_small_memories_change_the_program_and_not_the_result() -> None:
 def test_a_machine_that_is_too_small_is_named(change: dict[str, int], moe: dict[str, Any], said: str) -> None:
     with pytest.raises(AllocationError, match=said):
         compiled(dataclasses.replace(TINY, name="small", **change), **moe)  # type: ignore[arg-type]
+
+
+def test_two_embeddings_of_an_image(tmp_path: Path) -> None:
+    """The second one's copies wait until what lay in its memory has been read."""
+    net = Net(1, 3, 16, 16)
+    parts = []
+    for _ in range(2):
+        x = net.op("Conv", "x", net.random(24, 3, 4, 4), net.random(24), strides=[4, 4])
+        x = net.op("Transpose", net.op("Reshape", x, net.ints(1, 24, 16)), perm=[0, 2, 1])
+        x = net.linear(net.op("LayerNormalization", x, net.random(24), net.random(24)), 24, 8)
+        parts.append(net.linear(net.op("Relu", x), 8, 8))
+    path = net.save(tmp_path / "net.onnx", net.op("Add", *parts))
+    data = {"x": np.random.default_rng(1).random((3, 3, 16, 16), dtype=np.float32)}
+    program = compile_model({"main": path}, CONFIGS["tiny"], lambda task, shapes: data).program
+    copies = [i for i in program.instructions(program.tasks[0]) if isinstance(i, DmaIn)]
+    assert copies[0].wait == 0 < copies[-1].wait
+    assert simulate(program, from_arrays({"x": (3, 16, 16)}, data), check=True).bit_exact
