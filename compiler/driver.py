@@ -16,9 +16,11 @@ from moevit.compiler.fuse import fuse
 from moevit.compiler.hazards import check_program
 from moevit.compiler.ir import Graph
 from moevit.compiler.joint import join_ranges
+from moevit.compiler.legalise import legalise
 from moevit.compiler.memory import BlockStore
 from moevit.compiler.quantise import quantise
 from moevit.compiler.stages import Stages
+from moevit.compiler.verify import verify
 from moevit.config import AcceleratorConfig
 from moevit.errors import InputError
 from moevit.program import Program, Source
@@ -118,6 +120,7 @@ def prepare(
 ) -> Prepared:
     """The first half of :func:`compile_graphs`."""
     seconds = {} if seconds is None else seconds
+    graphs = {name: verify(legalise(graph), "legalise") for name, graph in graphs.items()}
     stages, ranges = {}, {}
     for name, graph in graphs.items():
         with _Clock(seconds, progress, name if len(graphs) > 1 else "")("calibrate"):

@@ -1,7 +1,7 @@
 """Graph to stages: which operations go through the pipeline together."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -130,7 +130,8 @@ class _Fuser:
 
     def _norm(self, op: ir.LayerNorm) -> None:
         if self._kept(op):
-            self._emit(identity_linear(op, op.name, op.x, self.graph.tensors[op.x][0]), [op])
+            x, row, rows, _, _ = self._origin(op.x)
+            self._emit(identity_linear(op, op.name, x, row, rows), [op])
         else:
             self.done.add(op.name)
 
@@ -204,45 +205,76 @@ class _Fuser:
         """Whether a stage so far, or an input, has made a tensor."""
         return any(tensor == s.output for s in self.stages) or any(tensor == i.name for i in self.graph.inputs)
 
-    def _find_qkv(self) -> dict[str, ir.Attention]:
-        """Each linear layer that belongs to a triple read by one attention only, from one tensor."""
-        out: dict[str, ir.Attention] = {}
+    def _find_qkv(self) -> dict[str, "_Triple"]:
+        """Each linear layer that belongs to a triple read by one attention only, from rows of one tensor."""
+        out: dict[str, _Triple] = {}
         for op in self.graph:
-            if not isinstance(op, ir.Attention):
-                continue
-            linears = [self.graph.producer(t) for t in op.inputs]
-            if all(isinstance(p, ir.Linear) and self._only_reader(p.output) is op for p in linears) and (
-                len({p.inputs[0] for p in linears if p}) == 1
-            ):
-                out |= {p.name: op for p in linears if p}
+            if isinstance(op, ir.Attention) and isinstance(triple := self._triple(op), _Triple):
+                out |= {p.name: triple for p in triple.linears}
         return out
 
-    def _fused_qkv(self, attention: ir.Attention) -> None:
-        linears = [p for t in attention.inputs if isinstance(p := self.graph.producer(t), ir.Linear)]
-        x, row, rows, norm, passed = self._origin(linears[0].x)
+    def _triple(self, op: ir.Attention) -> "_Triple | str":
+        """The layers of an attention's q, k and v, or why they cannot be computed together."""
+        linears = [p for t in op.inputs if isinstance(p := self.graph.producer(t), ir.Linear)]
+        if len(linears) < 3 or any(self._only_reader(p.output) is not op for p in linears):
+            return "its q, k and v are not linear layers that nothing else reads"
+        (x, row, rows, norm, passed), *others = (self._origin(p.x) for p in linears)
+        if any(o[0] != x or o[3] is not norm for o in others):
+            return "its q, k and v are not linear layers of one tensor"
+        (_, first, keys, _, _), (_, first_value, values, _, _) = others
+        if (first, keys) != (first_value, values) or row < first:
+            return "its queries begin before its keys"
+        ops = tuple(dict.fromkeys((*passed, *(o for other in others for o in other[4]), *linears)))
+        end = max(row + rows, first + keys)
+        return _Triple(op, tuple(linears), ops, x, norm, first, end - first, row - first, rows, keys)
+
+    def _fused_qkv(self, t: "_Triple") -> None:
+        attention = t.attention
         self._emit(
             LinearStage(
-                name=linears[0].name, x=x, output=attention.q, key=attention.k, value=attention.v,
-                source=tuple(dict.fromkeys(s for o in (*passed, *linears) for s in o.source)),
-                macs=self._macs(linears), row=row, rows=rows, weight=np.concatenate([p.weight for p in linears]),
-                bias=np.concatenate([p.bias for p in linears]), norm=norm,
-                norm_output=None if norm is None else norm.output, heads=attention.heads, head_dim=attention.head_dim,
+                name=t.linears[0].name, x=t.x, output=attention.q, key=attention.k, value=attention.v,
+                source=tuple(dict.fromkeys(s for o in t.ops for s in o.source)),
+                macs=self._macs(t.linears), row=t.first, rows=t.rows,
+                weight=np.concatenate([p.weight for p in t.linears]),
+                bias=np.concatenate([p.bias for p in t.linears]), norm=t.norm,
+                norm_output=None if t.norm is None else t.norm.output, heads=attention.heads,
+                head_dim=attention.head_dim,
             ),
-            linears,
+            t.linears,
         )  # fmt: skip
 
     def _attention(self, op: ir.Attention) -> None:
-        first = self.graph.producer(op.q)
-        if first is None or first.name not in self.qkv:
-            self._refuse(op, "its q, k and v are not linear layers of one tensor with no other reader")
+        triple = self._triple(op)
+        if isinstance(triple, str):
+            self._refuse(op, triple)
             return
         self._emit(
             AttentionStage(
                 name=op.name, x=op.q, key=op.k, value=op.v, output=op.output, source=op.source,
-                macs=self._macs([op]), heads=op.heads, head_dim=op.head_dim, scale=op.scale,
+                macs=self._macs([op]), heads=op.heads, head_dim=op.head_dim, scale=op.scale, row=triple.query,
+                rows=triple.queries, keys=triple.keys,
             ),
             [op],
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Triple:
+    """The layers of an attention's q, k and v: rows ``first`` to ``first + rows`` of ``x``, all of which are computed.
+
+    ``queries`` of them from ``query`` on are queries, the first ``keys`` are keys. ``ops`` are all operations covered.
+    """
+
+    attention: ir.Attention
+    linears: tuple[ir.Linear, ...]
+    ops: tuple[ir.Op, ...]
+    x: str
+    norm: ir.LayerNorm | None
+    first: int
+    rows: int
+    query: int
+    queries: int
+    keys: int
 
 
 def _other(add: ir.Add, tensor: str) -> str:

@@ -168,6 +168,14 @@ class Linear(Op):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Identity(Linear):
+    """A linear layer that changes nothing: the compiler's own, to have a tensor where it needs it. No useful work."""
+
+    def macs(self, *shapes: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Activation(Op):
     """An elementwise function, one of `ACTIVATION_KINDS`."""
 

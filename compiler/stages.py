@@ -55,8 +55,15 @@ class LinearStage(Stage):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionStage(Stage):
-    """Softmax attention of ``x`` (queries), ``key`` and ``value``."""
+    """Softmax attention of ``x`` (queries), ``key`` and ``value``.
 
+    Queries are rows ``row`` to ``row + rows`` of ``x``, which has all rows that queries or keys are made of; the
+    first ``keys`` rows of ``key`` and ``value`` are seen.
+    """
+
+    row: int
+    rows: int
+    keys: int
     key: str
     value: str
     heads: int
@@ -94,11 +101,11 @@ def reads(stage: Stage) -> tuple[str, ...]:
     return (stage.x,) if residual is None else (stage.x, residual)
 
 
-def identity_linear(norm: ir.LayerNorm, name: str, x: str, rows: int) -> LinearStage:
+def identity_linear(norm: ir.LayerNorm, name: str, x: str, row: int, rows: int) -> LinearStage:
     """A LayerNorm whose result is needed in memory: through the array with an identity weight."""
     d = len(norm.gamma)
     return LinearStage(
-        name=name, x=x, output=norm.output, source=norm.source, macs=0, row=0, rows=rows,
+        name=name, x=x, output=norm.output, source=norm.source, macs=0, row=row, rows=rows,
         weight=np.eye(d, dtype=np.float32), bias=np.zeros(d, np.float32), norm=norm, norm_output=norm.output,
     )  # fmt: skip
 

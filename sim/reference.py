@@ -161,6 +161,7 @@ def _attention(
         return split[..., :d].swapaxes(1, 2)
 
     q = q[:, layer.input_row : layer.input_row + layer.rows]
+    k, v = k[:, : attention.n_keys], v[:, : attention.n_keys]
     d = attention.head_dim
     y = attend(heads(q, d), heads(k, d), heads(v, padded), attention, lanes)
     y = y.swapaxes(1, 2).reshape(len(q), layer.rows, attention.heads * padded)

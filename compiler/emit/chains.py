@@ -180,7 +180,9 @@ def _follows(
         return False
     if isinstance(s, AttentionStage):
         made = before.stage
-        return isinstance(made, LinearStage) and (s.key, s.value) == (made.key, made.value)
+        if not isinstance(made, LinearStage) or (s.row, s.rows) != (0, made.rows):
+            return False
+        return (s.key, s.value) == (made.key, made.value)
     # Only an attention follows a layer with K and V.
     if not isinstance(s, LinearStage) or s.row or (isinstance(before.stage, LinearStage) and before.stage.heads):
         return False

@@ -187,8 +187,8 @@ class Emitter:
         return not (read or s.heads or s.residual) and s.output in {o.tensor for o in self.stages.graph.outputs}
 
     def _attention(self, s: AttentionStage, q: QuantisedAttention) -> None:
-        query = self.draft.places[s.x].tensor
-        emit_attention(self.draft, q, self.draft.tensor(s.output, query.rows, query.channels, q.output))
+        channels = self.draft.places[s.x].tensor.channels
+        emit_attention(self.draft, q, self.draft.tensor(s.output, s.rows, channels, q.output))
 
     def _outputs(self) -> tuple[Output, ...]:
         out = []

@@ -107,25 +107,25 @@ def emit_attention(draft: Draft, q: QuantisedAttention, out: Tensor, first: int 
     """Add ``rows`` queries of an attention from ``first`` on, or all. Returns the instruction."""
     s = q.stage
     query, key, value = (draft.places[t].tensor for t in (s.x, s.key, s.value))
-    rows = query.rows if rows is None else rows
-    if key.rows > draft.config.tile_depth:
+    rows = s.rows if rows is None else rows
+    if s.keys > draft.config.tile_depth:
         raise AllocationError(
-            f"layer '{s.name}' has {key.rows} keys; the A tile holds {draft.config.tile_depth}",
+            f"layer '{s.name}' has {s.keys} keys; the A tile holds {draft.config.tile_depth}",
             mend="use a configuration with a larger tile_depth",
         )
     index = draft.issue(
         Attention(
-            wait=draft.wait(s.x, s.key, s.value), n_rows=rows, src=draft.row_word(query, first),
-            src_stride=query.stride, n_keys=key.rows, heads=s.heads, head_dim=s.head_dim, key_base=key.addr,
+            wait=draft.wait(s.x, s.key, s.value), n_rows=rows, src=draft.row_word(query, s.row + first),
+            src_stride=query.stride, n_keys=s.keys, heads=s.heads, head_dim=s.head_dim, key_base=key.addr,
             key_stride=key.stride, value_base=value.addr, value_stride=value.stride, score_mult=q.score[0],
             score_shift=q.score[1], out_mult=q.out[0], out_shift=q.out[1], dst=draft.row_word(out, first),
             dst_stride=out.stride,
         )
     )  # fmt: skip
     draft.done(out, first, rows, index)
-    name = s.name if rows == query.rows else f"{s.name}#{first}"
+    name = s.name if rows == s.rows else f"{s.name}#{first}"
     draft.record("attention", name, (query.name, key.name, value.name), (out.name,), [index], [], rows=rows,
-                 input_row=first, output_row=first, macs=share(s.macs, first, first + rows, query.rows),
+                 input_row=s.row + first, output_row=first, macs=share(s.macs, first, first + rows, s.rows),
                  source=s.source)  # fmt: skip
     return index
 

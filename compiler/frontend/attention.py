@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moevit.compiler.frontend.gate import softmax_of_chosen
+from moevit.compiler.frontend.layout import as_view
+from moevit.compiler.frontend.mask import Keys, additive, products, seen_keys, unmasked, without
 from moevit.compiler.frontend.mixture import product_with_scores
 from moevit.compiler.frontend.node import Node, Unmapped
-from moevit.compiler.frontend.space import Affine, Context, Opaque, Origin, Product, Softmax, Space, View
+from moevit.compiler.frontend.space import Context, Opaque, Origin, Product, Softmax, Space, View
 
 if TYPE_CHECKING:
     from moevit.compiler.frontend.trace import Tracer
-
-_MASKED = ("attention masks are no part of the accelerator", "export the model without a mask")
 
 
 def product(tracer: "Tracer", node: Node, a: View, b: View) -> View:
@@ -49,12 +49,9 @@ def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
     """
     softmax = tracer.space.single(p)
     assert isinstance(softmax, Softmax)
-    scores, multiplier = softmax.x, softmax.x.mul
+    scores, seen = _scores(tracer, softmax.x, v)
+    multiplier = scores.mul
     found = tracer.space.whole(scores)
-    if isinstance(found, Affine) and isinstance(tracer.space.single(found.base), Product):
-        scored = tracer.space.single(found.base)
-        assert isinstance(scored, Product)
-        raise Unmapped(*_MASKED, operands=(scored.a, scored.b, v))
     swapped = False
     if found is None:
         owner = tracer.space.single(scores)
@@ -82,6 +79,7 @@ def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
     q = a.reshape(heads, rows, size).transpose(1, 0, 2).reshape(rows, heads * size)
     k = b.reshape(heads, size, columns).transpose(2, 0, 1).reshape(columns, heads * size)
     values = v.reshape(heads, columns, size).transpose(1, 0, 2).reshape(columns, heads * size)
+    k, values = without(seen, k, values)
     for operand in (q, k):
         if operand.add == 0:
             multiplier *= operand.mul
@@ -90,6 +88,15 @@ def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
     out = attention(tracer.space, origin, q, k, values, heads=heads, scale=multiplier)
     shaped = out.reshape(rows, heads, size).transpose(1, 0, 2).reshape(*p.shape[:-2], rows, size)
     return shaped.affine(mul=p.mul)
+
+
+def _scores(tracer: "Tracer", x: View, v: View) -> tuple[View, Keys | None]:
+    """The scores that a softmax reads, without their mask, and the keys that it leaves; raises `Unmapped`."""
+    try:
+        return unmasked(tracer.space, x)
+    except Unmapped as error:
+        read = tuple(view for p in products(tracer.space, x) for view in (p.a, p.b))
+        raise Unmapped(error.reason, error.way_out, operands=(*(read or (x,)), v)) from error
 
 
 def attention(space: Space, origin: Origin, q: View, k: View, v: View, *, heads: int, scale: float) -> View:
@@ -106,13 +113,16 @@ def attention(space: Space, origin: Origin, q: View, k: View, v: View, *, heads:
 
 
 def attention_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View | None]:
-    """ONNX's own Attention (opset 23), without mask, cache and soft cap."""
-    q, k, v, *others = inputs
-    if any(o is not None for o in others) or node.attribute("is_causal", 0):
-        raise Unmapped(*_MASKED)
+    """ONNX's own Attention (opset 23), without cache and soft cap."""
+    q, k, v, mask, *others = (*inputs, None)[: max(len(inputs), 4)]
+    if isinstance(q, np.ndarray):  # queries that are learnt
+        q = as_view(tracer, node, q)
+    if node.attribute("is_causal", 0):
+        raise Unmapped("its queries see different keys (is_causal)", "export an encoder, without a causal mask")
     if (
         node.attribute("softcap", 0.0)
         or any(node.proto.output[1:])
+        or any(o is not None for o in others)
         or not all(isinstance(x, View) for x in (q, k, v))
     ):
         raise Unmapped("caches, soft caps and constant operands are not supported", "export plain attention")
@@ -129,6 +139,8 @@ def attention_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[
         for i in (1, 2):
             x = forms[i].reshape(-1, kv_heads, size)
             forms[i] = x.at(np.repeat(x.idx, heads // kv_heads, axis=1)).reshape(x.shape[0], heads * size)
+    if mask is not None:
+        forms[1:] = without(seen_keys(additive(mask), forms[1].shape[0]), *forms[1:])
     out = attention(
         tracer.space, node.origin, *forms, heads=heads, scale=float(node.attribute("scale", size**-0.5))
     )

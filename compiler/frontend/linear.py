@@ -8,6 +8,7 @@ import numpy as np
 
 from moevit.compiler.frontend.attention import product
 from moevit.compiler.frontend.functions import with_constant
+from moevit.compiler.frontend.layout import as_view
 from moevit.compiler.frontend.node import Node, Unmapped
 from moevit.compiler.frontend.pointwise import with_view
 from moevit.compiler.frontend.space import Floats, Projection, View
@@ -46,6 +47,8 @@ def matmul_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[Vie
         lead = inputs[0].shape[:-1]
         extra = (1,) * max(0, np.ndim(b) - len(inputs[0].shape))
         return [out.reshape(*extra, *lead, *columns)]
+    if prod(np.shape(a)[:-2]) > 1 and prod(b.shape[:-2]) == prod(np.shape(a)[:-2]):  # queries that are learnt
+        return [product(tracer, node, as_view(tracer, node, a), b)]
     weight = _matrix(a) if np.ndim(a) != 1 else np.asarray(a, np.float64)[None]
     x = b.reshape(-1, 1) if len(b.shape) == 1 else b
     axes = (*range(len(x.shape) - 2), len(x.shape) - 1, len(x.shape) - 2)

@@ -20,6 +20,7 @@ from moevit.compiler.frontend.attention import attention, unmapped_softmax
 from moevit.compiler.frontend.experts import lower_experts
 from moevit.compiler.frontend.form import Elements, Form, Rejected, form_of
 from moevit.compiler.frontend.gate import Above, Chosen, ChosenSum, Gate, unmapped_gate
+from moevit.compiler.frontend.joined import joined_projections, learnt_query
 from moevit.compiler.frontend.mixture import Experts, Mixture, unmapped_mixture
 from moevit.compiler.frontend.norm import unmapped_mean
 from moevit.compiler.frontend.patches import patches_of
@@ -401,6 +402,9 @@ class Lowering:
                     patched = self._patch_embed(value, owners[0], elements, weight, bias, origin, role)
                     if patched is not None:
                         return patched
+                parts = joined_projections(self.space, value, elements)
+                if parts is not None:
+                    return self.matrix(self._scaled(_columns(parts, cols), mul, add, origin), role)
                 form = form_of(self.space, elements)
             x, weight, bias = self.absorb(form, weight, bias)
         except Rejected as rejected:
@@ -432,9 +436,8 @@ class Lowering:
             full = np.zeros((len(weight), width))
             np.add.at(full.T, form.cols, weight.T)
             scale, offset = np.ones(width), np.zeros(width)
-            if len(set(form.cols.tolist())) == len(form.cols):
-                scale[form.cols], offset[form.cols] = form.mul, form.add
-            elif not (np.all(form.mul == 1) and np.all(form.add == 0)):
+            scale[form.cols], offset[form.cols] = form.mul, form.add
+            if np.any(scale[form.cols] != form.mul) or np.any(offset[form.cols] != form.add):
                 raise Rejected("its operand repeats channels that are scaled differently", _FOLD)
             form.cols, form.mul, form.add, weight = np.arange(width), scale, offset, full
         if not isinstance(producer, Norm):
@@ -506,7 +509,7 @@ class Lowering:
                 f"channels of '{origin.name}' are rearranged",
                 "reorder the channels of a linear layer instead",
             )
-        q = self.operand(value.q, value.origin, "q")
+        q = self.operand(learnt_query(self.space, value) or value.q, value.origin, "q")
         k = self.operand(value.k, value.origin, "k")
         # The probabilities of a row add up to one, so scaling the values scales the result.
         v = self.operand(self._scaled(value.v, mul, add, origin), value.origin, "v")

@@ -114,7 +114,10 @@ def input_shape(entry: onnx.ValueInfoProto, where: str) -> tuple[tuple[int, ...]
 
 
 def constant(tensor: onnx.TensorProto, where: str) -> NDArray[Any]:
-    """A stored tensor's values; raises `ModelError` if it is damaged or holds what no model computes with."""
+    """A stored tensor's values; raises `ModelError` if it is damaged or holds what no model computes with.
+
+    Infinity stands in masks only, whose other values are 0.
+    """
     try:
         array = numpy_helper.to_array(tensor)
     except Exception as error:  # what a damaged tensor raises depends on the damage
@@ -125,7 +128,7 @@ def constant(tensor: onnx.TensorProto, where: str) -> NDArray[Any]:
         raise ModelError(
             f"constant '{tensor.name}' is {array.dtype}", where=where, mend="a model's constants must be real numbers"
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.all(np.isfinite(array)) and not np.all((array == 0) | np.isneginf(array)):
         raise ModelError(
             f"constant '{tensor.name}' holds NaN or infinity", where=where, mend="train or export again"
         )

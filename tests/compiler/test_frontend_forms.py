@@ -405,7 +405,7 @@ REFUSED: list[tuple[Callable[[Net], str], Sequence[str], str]] = [
         "another order",
     ),
     (
-        lambda n: n.linear(n.op("Concat", n.op("Relu", n.linear("x", 8, 4)), "x", axis=2), 12, 3),
+        lambda n: n.linear(n.op("Concat", n.op("Relu", n.linear("x", 8, 8)), "x", axis=1), 8, 3),
         ["MatMul"],
         "joined from 2",
     ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from compile_helpers import mixture_graph
 
@@ -76,3 +77,33 @@ def test_a_mixture_of_some_tokens_is_refused() -> None:
     part = dataclasses.replace(graph, ops=(embed, rows, dataclasses.replace(moe, x="rows.out")), outputs=(output,))
     with pytest.raises(UnsupportedOpError, match="some of a tensor's tokens"):
         fuse(part)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "reads", "said"),
+    [
+        ((0, 4), (1, 5), "xxx", "its queries begin before its keys"),
+        ((0, 4), (0, 4), "xxy", "not linear layers of one tensor"),
+        ((0, 4), (0, 4), "xx-", "not linear layers that nothing else reads"),
+    ],
+)
+def test_what_cannot_be_computed_together_is_refused(
+    queries: tuple[int, int], keys: tuple[int, int], reads: str, said: str
+) -> None:
+    """`reads`: which input each of q, k and v is a linear layer of; one that is none is `-`."""
+    ops: list[ir.Op] = []
+    names = []
+    for name, x, (start, count) in zip("qkv", reads, (queries, keys, keys), strict=True):
+        rows = ir.Rows(name=f"{name}.rows", x=x.replace("-", "x"), output=f"{name}.rows", start=start, count=count)
+        layer = ir.Linear(name=name, x=rows.output, output=f"{name}.out", weight=np.eye(8, dtype=np.float32),
+                          bias=np.zeros(8, np.float32))  # fmt: skip
+        ops += [rows] if x == "-" else [rows, layer]
+        names.append(rows.output if x == "-" else layer.output)
+    q, k, v = names
+    shape = {"heads": 1, "head_dim": 8, "scale": 1.0}
+    ops.append(ir.Attention(name="att", source=("/att",), q=q, k=k, v=v, output="att.out", **shape))  # type: ignore[arg-type]
+    inputs = tuple(ir.Input(name=n, shape=(6, 8), model_shape=(6, 8)) for n in "xy")
+    output = ir.Output(name="y0", tensor="att.out", model_shape=(queries[1], 8))
+    with pytest.raises(UnsupportedOpError, match=said) as caught:
+        fuse(ir.Graph(name="g", inputs=inputs, outputs=(output,), ops=tuple(ops)))
+    assert [n.name for n in caught.value.nodes] == ["/att"]
