@@ -44,12 +44,12 @@ BOARDS: dict[str, Board] = {
         Board(
             name="zcu102",
             device=Device(part="XCZU9EG-2", lut=274_080, ff=548_160, dsp=2_520, bram36=912, uram=0),
-            config=None,
+            config="zcu102",
         ),
         Board(
             name="kv260",
             device=Device(part="XCK26", lut=117_120, ff=234_240, dsp=1_248, bram36=144, uram=64),
-            config=None,
+            config="kv260",
         ),
     )
 }

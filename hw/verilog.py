@@ -1,7 +1,8 @@
 """The generator's output: Verilog and a C header of the registers. The only module that simulators import."""
 
 from amaranth.back import verilog
-from amaranth.hdl import Signal
+from amaranth.hdl import Shape, Signal
+from amaranth.lib.wiring import Out
 
 from moevit.config import AcceleratorConfig
 from moevit.hw.accelerator import Accelerator
@@ -22,6 +23,16 @@ def _port_name(path: tuple[str | int, ...]) -> str:
 def _ports(accelerator: Accelerator) -> list[tuple[str, Signal, None]]:
     """Names and signals of all ports but ``clk`` and ``rst``; what drives a port decides its direction."""
     return [(_port_name(path), signal, None) for path, _, signal in accelerator.signature.flatten(accelerator)]
+
+
+def port_list(config: AcceleratorConfig) -> list[tuple[str, str, int]]:
+    """Name, "input" or "output", and width of all ports but ``clk`` and ``rst``, in the order of the signature."""
+    accelerator = Accelerator(config)
+    members = accelerator.signature.flatten(accelerator)
+    return [
+        (_port_name(path), "output" if member.flow is Out else "input", Shape.cast(member.shape).width)
+        for path, member, _ in members
+    ]
 
 
 def generate(config: AcceleratorConfig, trace: bool = False) -> str:

@@ -164,7 +164,8 @@ class AcceleratorConfig:
             raise ConfigError(f"cannot read configuration {path}: {error}") from error
 
 
-#: Named configurations. ``tiny`` is what tests and the demo use; ``zcu104`` is the XCZU7EV's.
+#: Named configurations. ``tiny`` is what tests and the demo use; ``zcu104``, ``zcu102`` and ``kv260`` are sized for the
+#: devices of these boards (docs/resources.md).
 CONFIGS: dict[str, AcceleratorConfig] = {
     config.name: config
     for config in (
@@ -177,6 +178,18 @@ CONFIGS: dict[str, AcceleratorConfig] = {
             tile_depth=4096, post_words=512, norm_words=256, queue_entries=4096, weight_ports=4, packed_macs=True,
             clock_mhz=300.0,
             device="XCZU7EV-2",
+        ),
+        AcceleratorConfig(
+            name="zcu102", rows=8, columns=32, depth=8, operand_words=6144, activation_words=32768,
+            tile_depth=4096, post_words=512, norm_words=256, queue_entries=4096, weight_ports=4, packed_macs=True,
+            clock_mhz=300.0,
+            device="XCZU9EG-2",
+        ),
+        AcceleratorConfig(
+            name="kv260", rows=8, columns=16, depth=8, operand_words=12288, activation_words=32768,
+            tile_depth=4096, post_words=512, norm_words=256, queue_entries=4096, weight_ports=4, packed_macs=True,
+            clock_mhz=300.0,
+            device="XCK26",
         ),
         AcceleratorConfig(
             name="square", rows=8, columns=8, depth=8, operand_words=2048, activation_words=16384,

@@ -2,7 +2,7 @@
 
 `str()` of an error is one line that says what is wrong, where, and how to mend it; the command line prints it
 and ends with the class's `exit_status`: 2 where the user can mend something, 1 where a check that was asked
-for failed.
+for failed, 3 where all is written and a vendor's tool has to go on elsewhere.
 """
 
 from collections.abc import Iterable, Sequence
@@ -72,6 +72,12 @@ class SimulationError(MoevitError):
 
 class ToolError(MoevitError):
     """A program that moevit calls is missing or does not work; `mend` says how to install it."""
+
+
+class VendorToolMissingError(ToolError):
+    """All that was asked for is written, but the vendor's tool that goes on from there is not installed here."""
+
+    exit_status = 3
 
 
 class DeviceError(MoevitError):

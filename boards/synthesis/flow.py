@@ -58,8 +58,9 @@ def require_pyosys() -> str:
 
 
 def synthesise(
-    verilog: str, top: str, announce: Callable[[Synthesised, int, int], None], jobs: int | None = None
-) -> list[Synthesised]:
+    verilog: str, top: str, announce: Callable[[Synthesised, int, int], None], jobs: int | None = None,
+    *, uram: bool = True,
+) -> list[Synthesised]:  # fmt: skip
     """All units of a Verilog text, in the order of the hierarchy.
 
     Parameters
@@ -67,6 +68,7 @@ def synthesise(
     verilog, top : as :func:`moevit.hw.verilog.generate` writes it
     announce : told of each unit when it is done, how many are, and how many there are
     jobs : how many are synthesised at once; as many as there are processors unless given
+    uram : whether the device has UltraRAM
 
     Raises
     ------
@@ -82,7 +84,7 @@ def synthesise(
     longest_first = sorted(units, key=lambda key: ("ram_style" not in units[key].source, -len(units[key].source)))
     done: dict[str, Synthesised] = {}
     with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
-        futures = {pool.submit(_unit, units[key], version): key for key in longest_first}
+        futures = {pool.submit(_unit, units[key], version, uram): key for key in longest_first}
         try:
             for future in as_completed(futures):
                 key = futures[future]
@@ -95,29 +97,30 @@ def synthesise(
     return [done[key] for key in units]
 
 
-def _unit(unit: Unit, version: str) -> tuple[Result, float]:
+def _unit(unit: Unit, version: str, uram: bool) -> tuple[Result, float]:
     """A unit's result, and the seconds that its netlist took."""
-    passes = "\n".join([mapping.MULTIPLIER, *mapping.script(Path("in"), "unit", Path("map"), Path("out"))])
+    passes = "\n".join([mapping.MULTIPLIER, *mapping.script(Path("in"), "unit", Path("map"), Path("out"), uram)])
     key = hashlib.sha256("\0".join([unit.digest, unit.top, version, passes]).encode()).hexdigest()[:24]
     kept = cache_folder() / "synthesis" / f"{key}.json.gz"
     seconds = 0.0
     if not kept.is_file():
         started = time.monotonic()
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _map(unit, kept)
+        _map(unit, kept, uram)
         seconds = time.monotonic() - started
     with gzip.open(kept, "rt") as file:
         module = json.load(file)["modules"][unit.top.removeprefix("\\")]
     return netlist.read(module, set(unit.children)), seconds
 
 
-def _map(unit: Unit, target: Path) -> None:
+def _map(unit: Unit, target: Path, uram: bool) -> None:
     """Run Yosys in a process of its own, in a temporary folder, and keep the netlist."""
     with tempfile.TemporaryDirectory(prefix="moevit-synthesis-") as name:
         folder = Path(name)
         source, mapped = folder / "unit.v", folder / "netlist.json"
         source.write_text(unit.source)
-        command = [sys.executable, "-m", mapping.__name__, source.name, unit.top, mapped.name]
+        memories = "uram" if uram else "block"
+        command = [sys.executable, "-m", mapping.__name__, source.name, unit.top, mapped.name, memories]
         run = subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace",

@@ -1,4 +1,6 @@
-"""Maps a unit's Verilog to UltraScale+ cells with Yosys: `python -m moevit.boards.synthesis.mapping source top out`.
+"""Maps a unit's Verilog to UltraScale+ cells with Yosys.
+
+`python -m moevit.boards.synthesis.mapping SOURCE TOP OUT uram`, or `block` for a device without UltraRAM.
 
 This is `synth_xilinx -family xcup` with some of its steps replaced.
 
@@ -13,7 +15,7 @@ import resource
 import sys
 from pathlib import Path
 
-OPTIONS = "-family xcup -uram -flatten -noiopad -noclkbuf"
+OPTIONS = "-family xcup -flatten -noiopad -noclkbuf"
 
 MEMORY_BYTES = 8 << 30  #: a pass that wants more fails, and not the whole computer
 
@@ -44,9 +46,9 @@ _WIDTHS = (
 )
 
 
-def script(source: Path, top: str, multiplier: Path, netlist: Path) -> list[str]:
-    """The passes, in order."""
-    synthesise = f"synth_xilinx {OPTIONS} -top {top} -run"
+def script(source: Path, top: str, multiplier: Path, netlist: Path, uram: bool = True) -> list[str]:
+    """The passes, in order; ``uram`` if the device has UltraRAM."""
+    synthesise = f"synth_xilinx {OPTIONS}{' -uram' if uram else ''} -top {top} -run"
     return [
         f"read_verilog {source}",
         f"{synthesise} begin:map_dsp",
@@ -78,7 +80,7 @@ def script(source: Path, top: str, multiplier: Path, netlist: Path) -> list[str]
     ]
 
 
-def main(source: Path, top: str, netlist: Path) -> None:
+def main(source: Path, top: str, netlist: Path, uram: bool) -> None:
     """Write a unit's netlist as Yosys' JSON."""
     from pyosys import libyosys
 
@@ -86,9 +88,9 @@ def main(source: Path, top: str, netlist: Path) -> None:
     multiplier = netlist.with_suffix(".map.v")
     multiplier.write_text(MULTIPLIER)
     design = libyosys.Design()
-    for line in script(source, top, multiplier, netlist):
+    for line in script(source, top, multiplier, netlist, uram):
         libyosys.run_pass(line, design)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "uram")

@@ -25,7 +25,7 @@ COMMANDS = {
     "report": "Write a page with latency, energy and accuracy beside other ways to run it.",
     "inspect": "Show what a container holds: layers, code, memory map, scales.",
     "verilog": "Write a configuration's Verilog, memory map and register header.",
-    "build": "Report what a machine takes on a board's device.",
+    "build": "Build a machine for a board, or report what it takes there.",
     "configs": "List the named configurations.",
     "doctor": "Show which tools were found, and how to get those that are missing.",
 }
@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **options: Any
     ) -> NoReturn:
-        """Run, and exit with 0: done, 1: a check failed, 2: the user can mend it, 70: a bug in moevit."""
+        """Run, and exit with 0: done, 1: a check failed, 2: mend it, 3: a vendor's tool is missing, 70: a bug."""
         arguments = list(sys.argv[1:] if args is None else args)
         try:
             self._run(arguments, prog_name or "moevit")

@@ -226,7 +226,7 @@ def test_many_random_programs(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bytes_per_cycle", [4, 16])
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", [name for name in CONFIGS if name != "zcu102"])  # it is zcu104 with a shorter ring
 def test_a_slow_memory(config: str, bytes_per_cycle: float) -> None:
     program = compiled(FASHION, config).program
     task = program.tasks[0]
