@@ -91,8 +91,8 @@ def calibrate(graph: Graph, inputs: Mapping[str, NDArray]) -> dict[str, Range]:
 def _see_scores(op: Attention, q: Array, k: Array, ranges: Ranges) -> None:
     """The scores' largest magnitude, or a bound of it where even that is usual: the product costs much."""
     q, k = (x.reshape(*x.shape[:2], op.heads, op.head_dim).swapaxes(1, 2) for x in (q, k))
-    length_q, length_k = (np.linalg.norm(x, axis=-1).max(axis=-1) for x in (q, k))  # [B, heads]
     with np.errstate(over="ignore"):
+        length_q, length_k = (np.linalg.norm(x, axis=-1).max(axis=-1) for x in (q, k))  # [B, heads]
         scores = np.float32(op.scale) * length_q * length_k
         if not scores.max() <= USUAL_SCORE:
             scores = np.stack([(a * np.float32(op.scale)) @ b.swapaxes(-1, -2) for a, b in zip(q, k, strict=True)])

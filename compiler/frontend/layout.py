@@ -49,6 +49,8 @@ def rearrange(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]
                 f"its input '{node.proto.input[i]}' depends on the data",
                 "shapes and indices must be constants: export with fixed shapes",
             )
+    if node.attribute("reduction", "none") != "none":
+        raise Unmapped("it combines elements that go to one place", "scatter without a reduction")
     if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"):
         view = inputs[0]
         probe = np.broadcast_to(np.int8(0), view.shape)
