@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from differential.random_program import _smallest_wait
 from numpy.typing import NDArray
 
 from moevit import layout
@@ -220,7 +219,7 @@ class MixtureProgram:
         s, c = self.shape, self.config
         order = _Order(c, c.operand_words)
         for index, instruction in enumerate(self.work):
-            wait = _smallest_wait(order, order.accesses(instruction, ""))
+            wait = order.smallest_wait(order.accesses(instruction, ""))
             if isinstance(instruction, Linear) and (instruction.gather or instruction.scatter):
                 wait = max(wait, order.queues.done)
                 self.streams[index] = dataclasses.replace(

@@ -107,6 +107,7 @@ def test_streams_too_far_ahead_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
     rest = [i for i in instructions[1:] if not isinstance(i, Stream)]
     small_ring = dataclasses.replace(instructions[0], ring_words=1024)  # type: ignore[call-arg]
     check(program, task, [small_ring, *instructions[1:]])
-    monkeypatch.setattr("moevit.compiler.hazards.STREAM_QUEUE_DEPTH", 8)  # the model has fewer STREAMs than the queue
+    # The model has fewer STREAMs than the queue.
+    monkeypatch.setattr("moevit.compiler.ring_hazards.STREAM_QUEUE_DEPTH", 8)
     with pytest.raises(HazardError, match="block for ever"):
         check(program, task, [small_ring, *streams, *rest])

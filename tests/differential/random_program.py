@@ -13,7 +13,7 @@ import numpy as np
 
 from differential.random_mixture import Mixture
 from moevit import layout
-from moevit.compiler.hazards import COMPUTE, Accesses, _Order, check_instructions
+from moevit.compiler.hazards import _Order, check_instructions
 from moevit.config import STREAM_QUEUE_DEPTH, AcceleratorConfig
 from moevit.errors import HazardError
 from moevit.isa import (
@@ -336,7 +336,7 @@ class Generator:
         order = _Order(self.config, self.ring_words)
         out: list[Instruction] = []
         for done, instruction in enumerate(self.work):
-            wait = _smallest_wait(order, order.accesses(instruction, ""))
+            wait = order.smallest_wait(order.accesses(instruction, ""))
             if done in self.queued:
                 wait = max(wait, order.queues.done)
                 self._predicate(done, order.queues.done, self.rng.random() < suspicion)
@@ -353,21 +353,6 @@ class Generator:
             self.streams[index], predicated=1, queue=self.queued[index], speculative=int(speculative),
             wait=self._int(gate, index) if late else gate,
         )  # fmt: skip
-
-
-def _smallest_wait(order: _Order, a: Accesses) -> int:
-    def last(counts: np.ndarray, words: np.ndarray) -> int:
-        return int(counts[words].max(initial=0))
-
-    wait = max(last(order.written, a.load), last(order.written, a.residual))
-    wait = max(wait, last(order.operand_written, a.operand_load))
-    wait = max(wait, last(order.written, a.keep), last(order.added, a.keep))
-    other = 1 - a.engine
-    stored = np.concatenate([a.store, a.keep])
-    wait = max(wait, last(order.read[other], stored))
-    foreign = stored[order.writer_engine[stored] == other]
-    assert a.engine == COMPUTE or not a.residual.size
-    return max(wait, last(order.written, foreign))
 
 
 def random_program(config: AcceleratorConfig, seed: int, length: int = 10, mixtures: bool = True) -> RandomProgram:
