@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from moevit.compiler.ir import Graph
 from moevit.compiler.joint import join_ranges
 from moevit.compiler.legalise import legalise
 from moevit.compiler.memory import BlockStore
-from moevit.compiler.quantise import quantise
+from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
 from moevit.compiler.verify import verify
 from moevit.config import AcceleratorConfig
@@ -109,6 +109,14 @@ class Prepared:
 
     stages: Mapping[str, Stages]
     ranges: Mapping[str, dict[str, Range]]
+    _integers: dict[tuple[str, int], Quantised] = field(default_factory=dict, repr=False)
+
+    def quantised(self, name: str, config: AcceleratorConfig) -> Quantised:
+        """A task in integers; the machine's columns are all that it depends on."""
+        key = name, config.columns
+        if key not in self._integers:
+            self._integers[key] = quantise(self.stages[name], self.ranges[name], config)
+        return self._integers[key]
 
 
 def prepare(
@@ -135,25 +143,29 @@ def finish(
     sources: tuple[Source, ...] = (),
     *,
     routing: Routing | None = None,
+    prove: bool = True,
     progress: Callable[[str], None] = lambda step: None,
     seconds: dict[str, float] | None = None,
 ) -> Compiled:
-    """The second half of :func:`compile_graphs`."""
+    """The second half of :func:`compile_graphs`.
+
+    Without ``prove`` the hazard checker does not run: for a program that is only timed.
+    """
     seconds = {} if seconds is None else seconds
-    stages, ranges = prepared.stages, prepared.ranges
+    stages = prepared.stages
     clocks = {name: _Clock(seconds, progress, name if len(stages) > 1 else "") for name in stages}
     blocks = BlockStore()
     tasks, peak = [], 0
     for name, clock in clocks.items():
         with clock("quantise"):
-            quantised = quantise(stages[name], ranges[name], config)
+            quantised = prepared.quantised(name, config)
         with clock("emit"):
             emitter = Emitter(name, stages[name], quantised, config, blocks, routing)
             tasks.append(emitter.run())
             peak = max(peak, emitter.peak)
     program = Program(config, tuple(tasks), sources, bytes(blocks.data), blocks.shared)
     with _Clock(seconds, progress, "")("hazards"):
-        for task in tasks:
+        for task in tasks if prove else ():
             check_program(program, task)
     instructions = sum(t.instructions for t in tasks)
     return Compiled(

@@ -1,0 +1,1 @@
+"""Design-space exploration: one model on many machines, by the timing model."""
