@@ -160,7 +160,8 @@ def test_the_command(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [([], "either MODEL.onnx or --workload"), (["none.onnx"], "no such file"),
-     (["x.onnx", "--workload", "deit-s"], "either"), (["x.onnx", "--board", "nothing"], "no board"), (["x.onnx", "--grid", "rows"], "no axis"),
+     (["x.onnx", "--workload", "deit-s"], "either"), (["x.onnx", "--board", "nothing"], "no board"),
+     (["x.onnx", "--grid", "rows"], "no axis"),
      (["--workload", "nothing"], "no workload")],
 )  # fmt: skip
 def test_what_does_not_fit_is_said_and_leaves_nothing(tmp_path: Path, arguments: list[str], says: str):
