@@ -164,8 +164,8 @@ class AcceleratorConfig:
             raise ConfigError(f"cannot read configuration {path}: {error}") from error
 
 
-#: Named configurations. ``tiny`` is what tests and the demo use; ``zcu104``, ``zcu102`` and ``kv260`` are sized for the
-#: devices of these boards (docs/resources.md).
+#: Named configurations. ``tiny`` is what tests and the demo use; ``zcu104``, ``zcu102``, ``kv260`` and ``ulx3s`` are
+#: sized for the devices of these boards (docs/resources.md, docs/boards/ulx3s.md).
 CONFIGS: dict[str, AcceleratorConfig] = {
     config.name: config
     for config in (
@@ -198,6 +198,11 @@ CONFIGS: dict[str, AcceleratorConfig] = {
         AcceleratorConfig(
             name="wide", rows=2, columns=16, depth=4, operand_words=2048, activation_words=8192,
             tile_depth=1024, post_words=512, norm_words=256, queue_entries=256, weight_ports=2, clock_mhz=100.0,
+        ),
+        AcceleratorConfig(
+            name="ulx3s", rows=4, columns=4, depth=4, operand_words=2048, activation_words=8192,
+            tile_depth=512, post_words=256, norm_words=128, queue_entries=128, axi_data_width=64,
+            axi_address_width=32, clock_mhz=50.0, device="LFE5U-85F-6BG381C",
         ),
     )
 }
