@@ -54,9 +54,12 @@ BOARDS: dict[str, Board] = {
     )
 }
 
+#: Boards of other devices, which have a flow of their own in ``boards/<name>``, and their configurations.
+OTHER_BOARDS = {"ulx3s": "ulx3s"}
+
 
 def get_board(name: str) -> Board:
     """A board by its name. Raises ConfigError naming those that exist."""
     if name not in BOARDS:
-        raise ConfigError(f"no board named {name!r}", mend=f"choose one of {', '.join(BOARDS)}")
+        raise ConfigError(f"no board named {name!r}", mend=f"choose one of {', '.join([*BOARDS, *OTHER_BOARDS])}")
     return BOARDS[name]

@@ -71,7 +71,7 @@ def test_every_board_names_a_configuration_that_exists():
     for name, board in BOARDS.items():
         assert get_board(name) is board
         assert board.config is None or board.config in CONFIGS
-    with pytest.raises(ConfigError, match="zcu104, zcu102, kv260"):
+    with pytest.raises(ConfigError, match="zcu104, zcu102, kv260, ulx3s"):
         get_board("vcu118")
 
 

@@ -1,4 +1,4 @@
-"""`moevit build`: a machine on a board, by the vendor's tools, or what it takes there by open synthesis."""
+"""`moevit build`: a machine on a board, by the vendor's tools or open ones, or what it takes there by synthesis."""
 
 import json
 import shutil
@@ -23,6 +23,7 @@ EXAMPLES = """
 \b
 Examples:
   moevit build zcu104 -o build/zcu104
+  moevit build ulx3s -o build/ulx3s
   moevit build zcu104 --synth -o build/zcu104
   moevit build kv260 --synth --config mine.json -o build/kv260 --json
 """
@@ -32,7 +33,7 @@ Examples:
 @click.argument("board_name", metavar="BOARD")
 @click.option(
     "--synth", is_flag=True,
-    help="Synthesise with Yosys instead, and report LUTs, registers, DSPs, memories and levels of logic.",
+    help="Only synthesise with Yosys, and report LUTs, registers, multipliers and memories.",
 )
 @click.option("--config", "config_name", metavar="NAME|FILE.json", help="The machine, if not the board's own.")
 @click.option(
@@ -50,10 +51,19 @@ def command(output: Output, board_name: str, synth: bool, config_name: str | Non
     With --synth, Yosys maps the generated Verilog to the device's cells, unit by unit, and the units are added up. That
     takes some minutes the first time; what has been mapped is kept. It is an estimate: nothing is placed or routed. The
     exit status is 1 if the device is too small.
+
+    The bitstream for ulx3s comes from open tools alone (Yosys, nextpnr, ecppack), which `pip install 'moevit[ulx3s]'`
+    brings. It takes some minutes the first time; the exit status is 1 if a clock is missed.
     """
     started = time.perf_counter()
-    from moevit.boards.devices import get_board
+    from moevit.boards.devices import OTHER_BOARDS, get_board
 
+    if board_name in OTHER_BOARDS:
+        from moevit.cli.build_ulx3s import build
+        from moevit.config import get_config
+
+        config = get_config(config_name or OTHER_BOARDS[board_name])
+        return build(output, config, folder, synth=synth) | {"wall_s": time.perf_counter() - started}
     board = get_board(board_name)
     name = config_name or board.config
     if name is None:
