@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +11,19 @@ from numpy.typing import NDArray
 
 from moevit.compiler.calibrate import Range, calibrate
 from moevit.compiler.emit import Emitter, Routing
-from moevit.compiler.frontend.load import load
 from moevit.compiler.fuse import fuse
 from moevit.compiler.hazards import check_program
 from moevit.compiler.ir import Graph
 from moevit.compiler.joint import join_ranges
 from moevit.compiler.legalise import legalise
 from moevit.compiler.memory import BlockStore
+from moevit.compiler.partition import Plan, plan, stored
 from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
 from moevit.compiler.verify import verify
 from moevit.config import AcceleratorConfig
 from moevit.errors import InputError
+from moevit.pipeline import HostNode, host_parts, only_step
 from moevit.program import Program, Source
 
 Inputs = Mapping[str, NDArray]
@@ -33,7 +34,8 @@ class Compiled:
     """A program and what the passes learnt about it.
 
     ``weight_bytes`` are those in the image, ``shared_bytes`` those that identical tensors saved,
-    ``peak_activation_bytes`` the most activation memory any task uses.
+    ``peak_activation_bytes`` the most activation memory any task uses. ``host_nodes`` has the nodes of each task
+    that are left to the host, ``host_macs`` their multiply-accumulates.
     """
 
     program: Program
@@ -43,6 +45,13 @@ class Compiled:
     peak_activation_bytes: int
     accelerated_macs: int
     seconds: dict[str, float]
+    host_macs: int = 0
+
+    @property
+    def host_nodes(self) -> dict[str, list[HostNode]]:
+        """By task."""
+        pipelines = [self.program.pipeline(name) for name in self.program.names]
+        return {p.name: [n for part in host_parts(self.program, p) for n in part.nodes] for p in pipelines}
 
 
 def compile_model(
@@ -52,9 +61,10 @@ def compile_model(
     *,
     speculate: bool = True,
     route_rows: int | None = None,
+    strict: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Compiled:
-    """Compile one model per task into one program.
+    """Compile one model per task into one program. What the machine cannot do of one is left to the host.
 
     Parameters
     ----------
@@ -62,6 +72,7 @@ def compile_model(
     config : the machine
     calibration : called with a task's name and its inputs' shapes; returns float inputs [B, ...] by name
     speculate, route_rows : how mixtures of experts are computed, see :class:`~moevit.compiler.emit.Routing`
+    strict : refuse a model with a node that the machine cannot do
     progress : told the name of each step as it starts
 
     Raises
@@ -72,16 +83,34 @@ def compile_model(
     if not models:
         raise InputError("no model given")
     seconds: dict[str, float] = {}
-    graphs, data, sources = {}, {}, []
+    plans: list[Plan] = []
+    graphs: dict[str, Graph] = {}
+    data: dict[str, Inputs] = {}
+    sources = []
     for name, path in models.items():
         with _Clock(seconds, progress, name if len(models) > 1 else "")("read"):
-            graphs[name] = load(path)
-        data[name] = calibration(name, {i.name: i.model_shape for i in graphs[name].inputs})
+            plans.append(plan(name, path, strict=strict))
+            graphs |= plans[-1].graphs
+        given = calibration(name, plans[-1].inputs)
+        with _Clock(seconds, lambda step: None, "")("calibrate"):
+            data |= plans[-1].data(given)
         sources.append(Source(name, Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()))
-    return compile_graphs(
+    compiled = compile_graphs(
         graphs, config, data, tuple(sources), routing=Routing(speculate, route_rows), progress=progress,
         seconds=seconds,
     )  # fmt: skip
+    return _with_host(compiled, plans)
+
+
+def _with_host(compiled: Compiled, plans: list[Plan]) -> Compiled:
+    """The program with what is the host's, if anything is."""
+    if all(p.pipeline is None for p in plans):
+        return compiled
+    program = compiled.program
+    pipelines = tuple(p.pipeline or only_step(program.task(p.name)) for p in plans)
+    parts, models = stored(h for p in plans for h in p.hosts)
+    program = replace(program, pipelines=pipelines, host_parts=parts, host_data=models)
+    return replace(compiled, program=program, host_macs=sum(part.macs for part in parts))
 
 
 def compile_graphs(

@@ -62,7 +62,8 @@ class Program(program.Program):
         Returns
         -------
         Result
-            Outputs as float32 [N, *shape] by name, and what was measured.
+            Outputs as float32 [N, *shape] by name (those of nodes on the host in their own type), and what was
+            measured.
 
         Raises
         ------
@@ -73,7 +74,7 @@ class Program(program.Program):
         """
         from moevit.sim.simulate import simulate
 
-        chosen = self.task(task)
+        chosen = self.pipeline(task)
         values = _inputs({x.name: x.shape for x in chosen.inputs}, inputs)
         path = None if trace is None else Path(trace)
         return simulate(
@@ -93,8 +94,9 @@ def compile(
     *,
     speculate: bool = True,
     route_rows: int | None = None,
+    strict: bool = False,
 ) -> Program:
-    """Compile one ONNX model, or several as the tasks of one program.
+    """Compile one ONNX model, or several as the tasks of one program. What the machine cannot do is left to the host.
 
     Parameters
     ----------
@@ -103,6 +105,7 @@ def compile(
     calibration : inputs that fix the scales of the activations; with several models, by task name
     speculate : whether an expert's weights are fetched before it is known to have tokens
     route_rows : tokens that go through all experts at a time; all, or as many as the machine can, when None
+    strict : refuse a model with a node that the machine cannot do
 
     Raises
     ------
@@ -122,7 +125,7 @@ def compile(
             mine = calibration[task]
         return _inputs(shapes, mine).floats()
 
-    compiled = compile_model(tasks, machine, data, speculate=speculate, route_rows=route_rows)
+    compiled = compile_model(tasks, machine, data, speculate=speculate, route_rows=route_rows, strict=strict)
     return _public(compiled.program)
 
 

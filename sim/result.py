@@ -1,7 +1,7 @@
 """What a simulation gives back."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,10 +11,12 @@ from moevit.errors import MismatchError
 from moevit.isa import DmaIn, DmaOut, Stream
 from moevit.isa.fields import INSTRUCTION_BYTES
 from moevit.isa.formats import DmaSource
+from moevit.pipeline import MACHINE, Pipeline
 from moevit.program import Program, Task
 from moevit.sim.dram import DramModel
 from moevit.sim.experts import ExpertBlocks, Lengths, blocks
 from moevit.sim.rtl import ImageRun
+from moevit.sim.steps import StepsResult
 
 
 class Timed(Protocol):
@@ -44,15 +46,49 @@ class LayerCycles:
 
 
 @dataclass(frozen=True)
+class PartResult:
+    """What one of the machine's programs did in a simulation; the fields are those of :class:`Result`."""
+
+    task: str
+    macs: int
+    cycles: tuple[int, ...] | None
+    stages: dict[str, dict[str, float]] | None
+    layers: tuple[LayerCycles, ...] | None
+    dram_bytes: dict[str, int]
+    experts: dict[str, list[list[int]]]
+    dram: DramModel | None
+    mismatch: MismatchError | None
+    checked: bool
+    checked_values: int
+    simulated_cycles: int | None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A step of an inference: the machine's with cycles where the back-end counts them, the host's with milliseconds on
+    this CPU, both on average."""
+
+    name: str
+    kind: str
+    macs: int
+    cycles: float | None = None
+    host_ms: float | None = None
+
+
+@dataclass(frozen=True)
 class Result:
-    """A finished simulation of B inputs; averages where a number stands for all of them."""
+    """A finished simulation of B inputs; averages where a number stands for all of them.
+
+    Where the machine has several programs for a task, numbers are their sums, and the names of ``layers`` begin with
+    the program's.
+    """
 
     backend: str
     task: str
     config: str
     config_digest: str
     clock_mhz: float
-    outputs: dict[str, NDArray[np.float32]]  #: by output name: [B, *shape]
+    outputs: dict[str, NDArray]  #: by output name: [B, *shape]; float32, unless the host makes it
     cycles: tuple[int, ...] | None  #: one per image; None where the back-end has no notion of time
     macs: int
     mac_utilisation: float | None
@@ -71,6 +107,8 @@ class Result:
     checked_values: int  #: elements that were compared and equal
     simulated_cycles: int | None  #: by all processes together, set-up included
     wall_s: float
+    steps: tuple[StepTime, ...] = ()
+    host_ms: float | None = None  #: what an image takes on the host, measured on this CPU; None without a part there
 
     @property
     def images(self) -> int:
@@ -105,8 +143,88 @@ class Result:
             "mismatch": None if self.mismatch is None else self.mismatch.as_json(),
             "checked_values": self.checked_values,
             "simulated_cycles": self.simulated_cycles,
+            "steps": [asdict(step) for step in self.steps],
+            "host_ms": self.host_ms,
             "wall_s": self.wall_s,
         }
+
+
+def joined(
+    program: Program,
+    pipeline: Pipeline,
+    parts: Sequence[PartResult],
+    done: StepsResult,
+    *,
+    backend: str,
+    wall_s: float,
+) -> Result:
+    """The result of a whole pipeline, from those of the machine's programs and what the host took."""
+    config = program.config
+    first = parts[0]
+    by_image = [p.cycles for p in parts if p.cycles is not None]
+    cycles = tuple(sum(image) for image in zip(*by_image, strict=True)) or None
+    macs = sum(p.macs for p in parts)
+    mismatch = next((p.mismatch for p in parts if p.mismatch is not None), None)
+    counted = [p.simulated_cycles for p in parts if p.simulated_cycles is not None]
+    steps = _step_times(program, pipeline, parts, done)
+    on_host = [s.host_ms for s in steps if s.host_ms is not None]
+    return Result(
+        backend=backend,
+        task=pipeline.name,
+        config=config.name,
+        config_digest=f"{config.digest:016x}",
+        clock_mhz=config.clock_mhz,
+        outputs=done.outputs,
+        cycles=cycles,
+        macs=macs,
+        mac_utilisation=macs * len(cycles) / (sum(cycles) * config.macs_per_cycle) if cycles else None,
+        stages=_summed([p.stages for p in parts if p.stages is not None]),
+        layers=_all_layers(parts),
+        dram_bytes={what: sum(p.dram_bytes[what] for p in parts) for what in first.dram_bytes},
+        experts={name: queues for p in parts for name, queues in p.experts.items()},
+        dram=first.dram,
+        bit_exact=mismatch is None if first.checked else None,
+        mismatch=mismatch,
+        checked_values=sum(p.checked_values for p in parts),
+        simulated_cycles=sum(counted) if counted else None,
+        wall_s=wall_s,
+        steps=steps,
+        host_ms=sum(on_host) if on_host else None,
+    )
+
+
+def _step_times(
+    program: Program, pipeline: Pipeline, parts: Sequence[PartResult], done: StepsResult
+) -> tuple[StepTime, ...]:
+    machine = {p.task: p for p in parts}
+    host = {p.name: p for p in program.host_parts}
+    out = []
+    for step in pipeline.steps:
+        if step.kind == MACHINE:
+            cycles = machine[step.name].cycles
+            mean = sum(cycles) / len(cycles) if cycles else None
+            out.append(StepTime(step.name, step.kind, machine[step.name].macs, cycles=mean))
+        else:
+            taken = done.host_seconds.get(step.name)
+            mean = 1000 * sum(taken) / len(taken) if taken else None
+            out.append(StepTime(step.name, step.kind, host[step.name].macs, host_ms=mean))
+    return tuple(out)
+
+
+def _summed(parts: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]] | None:
+    if not parts:
+        return None
+    return {
+        stage: {cause: sum(p[stage][cause] for p in parts) for cause in causes} for stage, causes in parts[0].items()
+    }
+
+
+def _all_layers(parts: Sequence[PartResult]) -> tuple[LayerCycles, ...] | None:
+    if parts[0].layers is None:
+        return None
+    if len(parts) == 1:
+        return parts[0].layers
+    return tuple(replace(layer, name=f"{p.task}: {layer.name}") for p in parts for layer in p.layers or ())
 
 
 def layer_cycles(program: Program, task: Task, runs: Sequence[Timed]) -> tuple[LayerCycles, ...]:

@@ -12,16 +12,26 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from moevit.errors import InputError, MismatchError
+from moevit.pipeline import machine_tasks
 from moevit.program import Program, Task
-from moevit.sim.check import Collector, Place, Values, check_outputs, check_values, output_values
+from moevit.sim.check import Collector, Place, Values, check_outputs, check_values
 from moevit.sim.cycle import Prediction, even_lengths, predict
 from moevit.sim.dram import DramModel
 from moevit.sim.experts import Lengths, join_lengths, layer_queues
 from moevit.sim.inputs import Inputs, pack, quantise
 from moevit.sim.isa import IsaSimulator, Memories
-from moevit.sim.reference import decode_output, run_reference
-from moevit.sim.result import Result, layer_cycles, mean_dram_bytes, program_dram_bytes, stage_cycles
+from moevit.sim.reference import run_reference
+from moevit.sim.result import (
+    PartResult,
+    Result,
+    joined,
+    layer_cycles,
+    mean_dram_bytes,
+    program_dram_bytes,
+    stage_cycles,
+)
 from moevit.sim.rtl import ImageRun, RtlSimulator
+from moevit.sim.steps import StepsResult, run_steps
 from moevit.sim.timeline import write as write_timeline
 
 BACKENDS = ("isa", "rtl", "cycle")
@@ -30,7 +40,7 @@ RTL_BATCH = 32  #: images between two comparisons
 
 Progress = Callable[[int], None]
 Bytes = NDArray[np.uint8]
-Quantised = dict[str, Bytes]
+Quantised = dict[str, NDArray]
 
 
 def simulate(
@@ -47,7 +57,7 @@ def simulate(
     progress: Progress | None = None,
     raise_mismatch: bool = True,
 ) -> Result:
-    """Run a task of a program.
+    """Run a task of a program: on the machine, and what of it is the host's in onnxruntime.
 
     Parameters
     ----------
@@ -68,6 +78,7 @@ def simulate(
     InputError : a parameter or an input does not fit
     SimulationError : the machine stopped with an error
     MismatchError : ``check`` found a difference
+    ContainerError : onnxruntime does not take a model of the host's
     ToolError : the rtl simulation cannot be built
     """
     if backend not in BACKENDS:
@@ -84,56 +95,61 @@ def simulate(
         raise InputError("the cycle back-end does not model random stalls", mend="leave the seed away, or use rtl")
     if backend != "cycle" and inputs is None:
         raise InputError("no inputs given", where=f"the {backend} back-end", mend="add --inputs")
-    chosen = program.task(task)
+    pipeline = program.pipeline(task)
+    tasks = machine_tasks(program, pipeline)
     inputs = None if inputs is None else inputs.limited(limit)
     started = time.monotonic()
-    checker = _Checker(program, chosen, raise_mismatch) if check else None
-    run: _Isa | _Rtl | _Cycle
-    if backend == "isa":
-        run = _Isa(program, chosen, checker)
-    elif backend == "rtl":
-        run = _Rtl(program, chosen, checker, dram, trace, timeline)
-    else:
-        run = _Cycle(program, chosen, dram)
+    runs: dict[str, _Isa | _Rtl | _Cycle] = {}
+    for number, chosen in enumerate(tasks, 1):
+        checker = _Checker(program, chosen, raise_mismatch) if check else None
+        files = [_numbered(path, number if len(tasks) > 1 else 0) for path in (trace, timeline)]
+        if backend == "isa":
+            runs[chosen.name] = _Isa(program, chosen, checker)
+        elif backend == "rtl":
+            runs[chosen.name] = _Rtl(program, chosen, checker, dram, *files)
+        else:
+            runs[chosen.name] = _Cycle(program, chosen, dram)
+
+    def machine(chosen: Task, values: Inputs, first: int) -> Bytes:
+        last = chosen is tasks[-1] and progress is not None
+        return runs[chosen.name].run(values, first, progress if last and progress else lambda n: None)
+
+    done = StepsResult({}, {})
     # One thread per batch: BLAS's own would wait for each other in every small product.
     with threadpool_limits(1, user_api="blas"):
         if inputs is not None:
-            buffers = run.run(inputs, progress or (lambda n: None))
-            outputs = {
-                y.name: decode_output(chosen, y.name, output_values(chosen, y, buffers, program.config))
-                for y in chosen.outputs
-            }
+            done = run_steps(program, pipeline, inputs, machine)
         else:
-            assert isinstance(run, _Cycle)
-            run.guess()
-            outputs = {}
+            for run in runs.values():
+                assert isinstance(run, _Cycle)
+                run.guess()
+    parts = [_part_result(program, chosen, runs[chosen.name], backend) for chosen in tasks]
+    return joined(program, pipeline, parts, done, backend=backend, wall_s=time.monotonic() - started)
+
+
+def _numbered(path: Path | None, number: int) -> Path | None:
+    """A file for each of several programs: ``wave.2.fst``; the path itself for number 0."""
+    return path.with_name(f"{path.stem}.{number}{path.suffix}") if path is not None and number else path
+
+
+def _part_result(program: Program, task: Task, run: "_Isa | _Rtl | _Cycle", backend: str) -> PartResult:
+    """What one of the machine's programs did."""
     runs = run.images
     lengths = join_lengths(run.lengths)
-    config = program.config
-    cycles = tuple(image.cycles for image in runs) or None
-    utilisation = None
-    if cycles:
-        utilisation = chosen.macs * len(cycles) / (sum(cycles) * config.macs_per_cycle)
-    return Result(
-        backend=backend,
-        task=chosen.name,
-        config=config.name,
-        config_digest=f"{config.digest:016x}",
-        clock_mhz=config.clock_mhz,
-        outputs=outputs,
-        cycles=cycles,
-        macs=chosen.macs,
-        mac_utilisation=utilisation,
+    checker = run.checker
+    return PartResult(
+        task=task.name,
+        macs=task.macs,
+        cycles=tuple(image.cycles for image in runs) or None,
         stages=stage_cycles(runs, "other" if backend == "cycle" else "idle") if runs else None,
-        layers=layer_cycles(program, chosen, runs) if runs else None,
+        layers=layer_cycles(program, task, runs) if runs else None,
         dram_bytes=run.dram_bytes(lengths),
-        experts=layer_queues(program, chosen, lengths),
+        experts=layer_queues(program, task, lengths),
         dram=run.dram,
-        bit_exact=None if checker is None else checker.mismatch is None,
         mismatch=None if checker is None else checker.mismatch,
+        checked=checker is not None,
         checked_values=0 if checker is None else checker.compared,
         simulated_cycles=run.simulated_cycles,
-        wall_s=time.monotonic() - started,
     )
 
 
@@ -173,18 +189,18 @@ class _Isa:
         self.lengths: list[Lengths] = []  # per batch
         self.simulator = IsaSimulator(program.config, program.image, program.instructions(task), task.output_bytes)
 
-    def run(self, inputs: Inputs, progress: Progress) -> Bytes:
-        """Output buffers [N, output bytes]."""
+    def run(self, inputs: Inputs, number: int, progress: Progress) -> Bytes:
+        """Output buffers [N, output bytes]; ``number`` is the first input's."""
 
         def batch(first: int) -> tuple[Bytes, Lengths]:
             end = min(first + ISA_BATCH, len(inputs))
-            memories = self.batch(quantise(self.task, inputs.floats(first, end)), first)
+            memories = self.batch(quantise(self.task, inputs.floats(first, end)), number + first)
             progress(end - first)
             return memories.output, memories.lengths
 
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             results = list(pool.map(batch, range(0, len(inputs), ISA_BATCH)))
-        self.lengths = [lengths for _, lengths in results]
+        self.lengths += [lengths for _, lengths in results]
         return np.concatenate([outputs for outputs, _ in results])
 
     def batch(self, quantised: Quantised, first: int) -> Memories:
@@ -204,6 +220,7 @@ class _Cycle:
     """The cycle back-end over a whole set of inputs: the isa back-end says how many tokens each expert has."""
 
     simulated_cycles: int | None = None
+    checker: _Checker | None = None
 
     def __init__(self, program: Program, task: Task, dram: DramModel | None) -> None:
         self.program, self.task = program, task
@@ -211,10 +228,10 @@ class _Cycle:
         self.images: list[Prediction] = []
         self.lengths: list[Lengths] = []
 
-    def run(self, inputs: Inputs, progress: Progress) -> Bytes:
-        """Output buffers [N, output bytes]."""
+    def run(self, inputs: Inputs, number: int, progress: Progress) -> Bytes:
+        """Output buffers [N, output bytes]; ``number`` is the first input's."""
         isa = _Isa(self.program, self.task, None)
-        buffers = isa.run(inputs, progress)
+        buffers = isa.run(inputs, number, progress)
         self._predict(join_lengths(isa.lengths), len(inputs))
         return buffers
 
@@ -223,7 +240,7 @@ class _Cycle:
         self._predict(even_lengths(self.program.instructions(self.task)), 1)
 
     def _predict(self, lengths: Lengths, images: int) -> None:
-        self.lengths = [lengths]
+        self.lengths.append(lengths)
         instructions = self.program.instructions(self.task)
         known: dict[tuple[bytes, ...], Prediction] = {}  # images differ in their queues only
         for i in range(images):
@@ -255,13 +272,13 @@ class _Rtl:
         self.lengths: list[Lengths] = []
         self.simulated_cycles = 0
 
-    def run(self, inputs: Inputs, progress: Progress) -> Bytes:
-        """Output buffers [N, output bytes]."""
+    def run(self, inputs: Inputs, number: int, progress: Progress) -> Bytes:
+        """Output buffers [N, output bytes]; ``number`` is the first input's."""
         outputs = []
         for first in range(0, len(inputs), RTL_BATCH):
             quantised = quantise(self.task, inputs.floats(first, first + RTL_BATCH))
             buffers = pack(self.program.config, self.task, quantised)
-            recorded = self.timeline if first == 0 else None
+            recorded = self.timeline if number + first == 0 else None
             result = self.simulator.run(
                 buffers, tensors=self.checker is not None, timeline=recorded is not None, progress=progress
             )
@@ -272,8 +289,8 @@ class _Rtl:
             self.simulated_cycles += result.simulated_cycles
             outputs.append(result.outputs)
             if self.checker is not None:
-                self.checker(quantised, result.values, result.outputs, Place("rtl", first))
-                self.isa.batch(quantised, first)
+                self.checker(quantised, result.values, result.outputs, Place("rtl", number + first))
+                self.isa.batch(quantised, number + first)
         return np.concatenate(outputs)
 
     def dram_bytes(self, lengths: Lengths) -> dict[str, int]:

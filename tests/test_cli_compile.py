@@ -173,11 +173,10 @@ def test_a_broken_model_is_refused(model: str, said: str, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("strict", [[], ["--strict"]])
-def test_all_unsupported_nodes_are_listed(strict: list[str], tmp_path: Path) -> None:
+def test_strict_refuses_and_lists_all_unsupported_nodes(tmp_path: Path) -> None:
     target = tmp_path / "out.moevit"
     model = FIXTURES / "bad_conv3x3.onnx"
-    result = moevit(model, "--config", "tiny", "--calib", DATA, "-o", target, "--json", *strict)
+    result = moevit(model, "--config", "tiny", "--calib", DATA, "-o", target, "--json", "--strict")
     error = refused(result, "cannot be mapped", "/blocks.0/conv/Conv")
     assert error["type"] == "UnsupportedOpError"
     assert "/blocks.0/conv/Conv" in {node["name"] for node in error["nodes"]}
@@ -187,10 +186,29 @@ def test_all_unsupported_nodes_are_listed(strict: list[str], tmp_path: Path) -> 
     assert not target.exists()
 
 
+def test_nodes_for_the_host_are_listed(tmp_path: Path) -> None:
+    target = tmp_path / "out.moevit"
+    result = compile_to(target, FIXTURES / "bad_conv3x3.onnx")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["tasks"] == ["main"] and not answer["strict"]
+    assert answer["accelerated_macs"] > 30_000 and answer["host_macs"] > 0
+    nodes = {node["name"]: node for node in answer["host_nodes"]}
+    assert len(nodes) == len(answer["host_nodes"])
+    assert nodes["/blocks.0/conv/Conv"] == {
+        "task": "main", "name": "/blocks.0/conv/Conv", "op": "Conv", "reason": nodes["/blocks.0/conv/Conv"]["reason"],
+        "way_out": nodes["/blocks.0/conv/Conv"]["way_out"],
+    }  # fmt: skip
+    assert "/blocks.0/conv/Conv" in moevit(
+        FIXTURES / "bad_conv3x3.onnx", "--config", "tiny", "--calib", DATA, "-o", target
+    ).stdout
+
+
 def test_an_existing_container_survives_a_failed_compile(tmp_path: Path) -> None:
     target = tmp_path / "out.moevit"
     target.write_bytes(b"precious")
-    refused(compile_to(target, FIXTURES / "bad_lstm.onnx"), "LSTM")
+    result = moevit(FIXTURES / "bad_lstm.onnx", "--config", "tiny", "--calib", DATA, "-o", target, "--strict")
+    assert result.exit_code == 2 and "LSTM" in result.stderr
     assert target.read_bytes() == b"precious"
     assert list(tmp_path.iterdir()) == [target]
 

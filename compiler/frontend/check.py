@@ -1,5 +1,6 @@
 """Comparing the graph with onnxruntime on random inputs, so that a misread model is never silent."""
 
+from collections.abc import Mapping
 from os import PathLike
 
 import numpy as np
@@ -75,7 +76,7 @@ def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 
     for attempt in range(tries):
         try:
             return _compare(path, graph, n, seed + attempt * len(graph.inputs))
-        except _DiffersError as error:
+        except DiffersError as error:
             if attempt + 1 == tries:
                 raise ModelError(
                     str(error),
@@ -85,13 +86,22 @@ def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 
     raise AssertionError("there is at least one try")
 
 
-class _DiffersError(Exception):
+class DiffersError(Exception):
     """One comparison failed."""
 
 
 def _compare(path: str | PathLike[str], graph: Graph, n: int, seed: int) -> float:
     feeds = {entry.name: random_input(entry, n, seed + i) for i, entry in enumerate(graph.inputs)}
-    want = run_onnxruntime(path, feeds)
+    return compare(graph, feeds, run_onnxruntime(path, feeds), str(path))
+
+
+def compare(
+    graph: Graph, feeds: Mapping[str, NDArray[np.generic]], want: Mapping[str, NDArray[np.generic]], where: str
+) -> float:
+    """The largest difference of a graph's outputs from those that it should have.
+
+    Raises `DiffersError`, or `ModelError` if what it should have is not finite.
+    """
     got = outputs(graph, run(graph, feeds))
     worst = 0.0
     for output in graph.outputs:
@@ -99,12 +109,12 @@ def _compare(path: str | PathLike[str], graph: Graph, n: int, seed: int) -> floa
         if not np.isfinite(b).all():
             raise ModelError(
                 f"output '{output.name}' is not finite on random inputs, as onnxruntime computes it",
-                where=str(path),
+                where=where,
                 mend="train or export again: its weights are damaged or do not fit float32",
             )
         error = float(np.max(np.abs(a - b))) / max(float(np.max(np.abs(b))), 1e-30)
         if not error <= TOLERANCE:
-            raise _DiffersError(
+            raise DiffersError(
                 f"output '{output.name}' as moevit reads the model differs from onnxruntime's by "
                 f"{error:.2g} of its largest value"
             )

@@ -1,12 +1,13 @@
 """From an ONNX file to a verified graph."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from moevit.compiler.frontend.check import check_against_onnxruntime
 from moevit.compiler.frontend.lower import Lowering
@@ -40,15 +41,25 @@ def load(path: str | PathLike[str], *, check: bool = True) -> Graph:
     UnsupportedOpError
         If nodes that an output depends on cannot be mapped; it holds all of them.
     """
-    where = str(path)
+    graph = lower(read(path), str(path))
+    if check:
+        check_against_onnxruntime(path, graph)
+    return graph
+
+
+def lower(model: onnx.ModelProto, where: str, inner: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
+    """As :func:`load`, for a model that :func:`~moevit.compiler.frontend.model.read` has read, without the check.
+
+    `inner` has the whole shapes of inputs that are tensors from inside a larger model.
+    """
     try:
         with _deep_recursion(), np.errstate(all="ignore"):
-            graph = _build(Tracer(read(path), where), where)
+            graph = _build(Tracer(model, where, inner), where)
     except RecursionError as error:
         raise ModelError("its nodes are nested too deeply", where=where) from error
     except MemoryError as error:
         raise ModelError("its tensors are too large", where=where) from error
-    graph = run_passes(
+    return run_passes(
         graph,
         {
             "remove_dead": remove_dead,
@@ -56,9 +67,6 @@ def load(path: str | PathLike[str], *, check: bool = True) -> Graph:
             "remove_dead again": remove_dead,
         },
     )
-    if check:
-        check_against_onnxruntime(path, graph)
-    return graph
 
 
 def _build(tracer: Tracer, where: str) -> Graph:

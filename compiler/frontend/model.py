@@ -45,7 +45,7 @@ def read(path: str | PathLike[str]) -> onnx.ModelProto:
             where=where,
             mend="keep the data file beside the model, or export with the weights inside",
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         raise ModelError(f"it cannot be read ({_line(error)})", where=where) from error
     if not model.graph.node:
         raise ModelError(

@@ -1,7 +1,7 @@
 """Running a model on symbols: each ONNX tensor becomes an array of constants or a view of values."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,8 @@ class Tracer:
     model : onnx.ModelProto
     where : str
         The file, for messages.
+    inner : dict of str to tuple of int, optional
+        The inputs that are tensors from inside a larger model, and their whole shapes, which need no batch.
 
     Members
     -------
@@ -87,12 +89,13 @@ class Tracer:
         By what they are the mean of, so that a mean that is computed twice is one value.
     """
 
-    def __init__(self, model: onnx.ModelProto, where: str):
+    def __init__(self, model: onnx.ModelProto, where: str, inner: Mapping[str, tuple[int, ...]] | None = None):
         self.space = Space()
         self.sources: list[Source] = []
         self.unknown: list[Opaque] = []
         self.means: dict[object, Mean] = {}
         self._where = where
+        self._inner = inner or {}
         self._opsets = opsets(model)
         self._env: dict[str, Any] = {}
         self._names: set[str] = set()
@@ -104,10 +107,15 @@ class Tracer:
         self.outputs = {o.name: self._env.get(o.name) for o in model.graph.output}
 
     def _source(self, entry: onnx.ValueInfoProto) -> None:
-        shape, dtype = input_shape(entry, self._where)
+        if entry.name in self._inner:
+            shape, dtype = self._inner[entry.name], "float32"
+        else:
+            shape, dtype = input_shape(entry, self._where)
         origin = Origin(name=entry.name, op="Input")
-        own = {2: shape, 3: shape[1:]}.get(len(shape), shape)
-        source = Source(origin=origin, shape=own, name=entry.name, dtype=dtype, model_shape=shape[1:])
+        batched = len(shape) > 1 and shape[0] == 1
+        own = shape[1:] if batched and len(shape) == 3 else shape
+        rest = shape[1:] if batched else shape
+        source = Source(origin=origin, shape=own, name=entry.name, dtype=dtype, model_shape=rest)
         self.sources.append(source)
         self._env[entry.name] = self.space.add(source).reshape(*shape)
 

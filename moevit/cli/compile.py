@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,17 @@ import click
 
 from moevit.cli.output import Output, json_command
 from moevit.errors import InputError, MoevitError
+from moevit.pipeline import host_parts, machine_tasks
 
 if TYPE_CHECKING:
     from moevit.compiler.driver import Compiled
+    from moevit.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<path>.+)", re.DOTALL)
 STEPS_PER_TASK = 4  #: steps that the compiler announces for each task; one more follows for all of them
+SHOWN_NODES = 6  #: of the host's nodes with one reason
 ONLY_TASK = "main"  #: name of the task when there is one model and it is given without a name
 
 
@@ -40,9 +44,8 @@ ONLY_TASK = "main"  #: name of the task when there is one model and it is given 
 )
 @click.option(
     "--strict", is_flag=True,
-    help="Refuse a model with a node that the accelerator cannot do. That happens without it too, until "
-    "such nodes can be left to the host.",
-)  # fmt: skip
+    help="Refuse a model with a node that the accelerator cannot do, in place of leaving it to the host.",
+)
 def command(
     output: Output,
     models: tuple[str, ...],
@@ -55,7 +58,8 @@ def command(
     """Turn ONNX models into a program container.
 
     Several models become tasks of one container, and what they have in common is stored once; give each a
-    name (seg=SEG.onnx depth=DEPTH.onnx). The container is written whole or not at all.
+    name (seg=SEG.onnx depth=DEPTH.onnx). Nodes that the accelerator cannot do are left to the host, where onnxruntime
+    computes them; they are listed with reasons. The container is written whole or not at all.
     """
     started = time.perf_counter()
     from moevit.config import get_config
@@ -73,7 +77,7 @@ def command(
         done = _Steps(advance)
         compiled = compile_model(
             tasks, config, lambda task, shapes: read_inputs(shapes, data[task]).floats(),
-            speculate=not no_speculation, progress=done,
+            speculate=not no_speculation, strict=strict, progress=done,
         )  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     container.save(compiled.program, target)
@@ -94,15 +98,17 @@ def summary(compiled: "Compiled") -> dict[str, Any]:
     return {
         "config": program.config.name,
         "config_digest": f"{program.config.digest:016x}",
-        "tasks": [task.name for task in program.tasks],
+        "tasks": list(program.names),
         "instructions": compiled.instructions,
         "weight_bytes": compiled.weight_bytes,
         "shared_bytes": compiled.shared_bytes,
         "task_bytes": task_bytes(program),
         "peak_activation_bytes": compiled.peak_activation_bytes,
         "accelerated_macs": compiled.accelerated_macs,
-        "host_macs": 0,
-        "host_nodes": [],
+        "host_macs": compiled.host_macs,
+        "host_nodes": [
+            {"task": task} | asdict(node) for task, nodes in compiled.host_nodes.items() for node in nodes
+        ],
         "seconds": {step: round(seconds, 4) for step, seconds in compiled.seconds.items()},
     }
 
@@ -192,15 +198,37 @@ class _Steps:
         self.begun = True
 
 
+def _say_host(output: Output, compiled: "Compiled", pipeline: "Pipeline") -> None:
+    """Which nodes are the host's, and why: those of equal reasons on a line."""
+    nodes = compiled.host_nodes[pipeline.name]
+    if not nodes:
+        output.say("  all nodes on the accelerator")
+        return
+    parts = host_parts(compiled.program, pipeline)
+    steps = " → ".join(step.kind for step in pipeline.steps)
+    macs = sum(part.macs for part in parts)
+    output.say(f"  {len(nodes)} nodes with {macs:,} MACs on the host: {steps}")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for node in nodes:
+        reasons.setdefault((node.reason, node.way_out), []).append(f"{node.op} '{node.name}'")
+    for (reason, way_out), names in reasons.items():
+        shown = ", ".join(names[:SHOWN_NODES]) + (f" and {len(names) - SHOWN_NODES} more" * (len(names) > SHOWN_NODES))
+        output.say(f"    {shown}: {reason} ({way_out})")
+
+
 def _say(output: Output, result: Mapping[str, Any], compiled: "Compiled", target: Path) -> None:
     program = compiled.program
-    for task in program.tasks:
-        source = next(s.file for s in program.sources if s.task == task.name)
-        output.say(f"{source}: task {task.name}, {task.macs:,} MACs in {task.instructions} instructions")
-    output.say(f"  all nodes on the accelerator; weights and constants {result['weight_bytes']:,} bytes")
+    for name in program.names:
+        pipeline = program.pipeline(name)
+        tasks = machine_tasks(program, pipeline)
+        source = next(s.file for s in program.sources if s.task == name)
+        macs, instructions = sum(t.macs for t in tasks), sum(t.instructions for t in tasks)
+        output.say(f"{source}: task {name}, {macs:,} MACs in {instructions} instructions")
+        _say_host(output, compiled, pipeline)
+    output.say(f"  weights and constants {result['weight_bytes']:,} bytes")
     if result["shared_bytes"]:
         output.say(f"  shared by several readers: {result['shared_bytes']:,} bytes are stored once")
-    if len(program.tasks) > 1:
+    if len(program.names) > 1:
         own = ", ".join(f"{task} {sizes['own']:,}" for task, sizes in result["task_bytes"].items())
         output.say(f"  bytes of one task only: {own}")
     there = program.config.activation_words * program.config.columns

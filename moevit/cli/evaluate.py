@@ -14,6 +14,7 @@ from moevit.errors import InputError, ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moevit.pipeline import Pipeline
     from moevit.program import Program, Task
     from moevit.sim.inputs import Inputs
 
@@ -61,7 +62,7 @@ def command(
     from moevit.sim.simulate import simulate
 
     program = load(container)
-    chosen = program.task(task)
+    chosen = program.pipeline(task)
     values = read_inputs({x.name: x.shape for x in chosen.inputs}, inputs).limited(limit)
     if labels != "labels" and labels not in values.extra:
         raise InputError(f"the inputs hold no array {labels!r} with one label each", mend="see --labels")
@@ -83,12 +84,17 @@ def command(
         "images": len(values),
         "outputs": figures,
         "isa_wall_s": result.wall_s,
+        "host_ms": result.host_ms,
         "wall_s": time.perf_counter() - started,
     }
 
 
 def figures_of(
-    task: "Task", got: Mapping[str, "NDArray"], want: Mapping[str, "NDArray"], inputs: "Inputs", labels: str = "labels"
+    task: "Pipeline",
+    got: Mapping[str, "NDArray"],
+    want: Mapping[str, "NDArray"],
+    inputs: "Inputs",
+    labels: str = "labels",
 ) -> dict[str, dict[str, float]]:
     """By output: how far ``got`` is from the float model's ``want``, and both from what the inputs say of the truth."""
     only = len(task.outputs) == 1
@@ -126,7 +132,7 @@ def _summary(figures: dict[str, dict[str, float]]) -> dict[str, float]:
     return merged
 
 
-def _note_other_model(output: Output, program: "Program", task: "Task", model: Path) -> None:
+def _note_other_model(output: Output, program: "Program", task: "Pipeline", model: Path) -> None:
     """Say if the container was compiled from another file."""
     if not model.is_file():
         raise ModelError("no such file", where=str(model))
@@ -136,7 +142,7 @@ def _note_other_model(output: Output, program: "Program", task: "Task", model: P
             output.note(f"note: the container was compiled from another {source.file} than {model}")
 
 
-def run_onnx(model: Path, task: "Task", inputs: "Inputs", progress: Any) -> dict[str, "NDArray"]:
+def run_onnx(model: Path, task: "Task | Pipeline", inputs: "Inputs", progress: Any) -> dict[str, "NDArray"]:
     """The float model's outputs [N, *shape] by name.
 
     Raises
@@ -155,25 +161,24 @@ def run_onnx(model: Path, task: "Task", inputs: "Inputs", progress: Any) -> dict
         raise ModelError(f"onnxruntime cannot load it: {_line(error)}", where=str(model)) from error
     entries = {entry.name: entry.shape for entry in session.get_inputs()}
     missing = {x.name for x in task.inputs} ^ set(entries)
-    missing |= {y.name for y in task.outputs} - {entry.name for entry in session.get_outputs()}
+    outputs = {y.name: y.shape for y in task.outputs}
+    missing |= set(outputs) - {entry.name for entry in session.get_outputs()}
     if missing:
         raise ModelError(
             f"is not the model of task {task.name!r}: it differs in {', '.join(sorted(missing))}", where=str(model)
         )
     fixed = next((shape[0] for shape in entries.values() if shape and isinstance(shape[0], int)), None)
-    names = [y.name for y in task.outputs]
+    names = list(outputs)
     parts = []
     for batch, count in _batches(inputs, fixed):
         try:
             got = session.run(names, batch)
         except Exception as error:
             raise ModelError(f"onnxruntime cannot run it: {_line(error)}", where=str(model)) from error
-        parts.append([part[:count] for part in got])
+        shaped = zip(got, outputs.values(), strict=True)
+        parts.append([(part if fixed == 1 else part[:count]).reshape(count, *shape) for part, shape in shaped])
         progress(count)
-    return {
-        y.name: np.concatenate([part[i] for part in parts]).reshape(len(inputs), *y.shape)
-        for i, y in enumerate(task.outputs)
-    }
+    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
 
 
 def _line(error: Exception) -> str:

@@ -10,7 +10,8 @@ import click
 from moevit.cli import listing
 from moevit.cli.groups import first_to_last
 from moevit.cli.output import Output, json_command
-from moevit.program import Program, Task
+from moevit.pipeline import HOST, Pipeline, host_parts, machine_tasks
+from moevit.program import Input, Program, Task
 
 
 @json_command(name="inspect")
@@ -29,9 +30,12 @@ def command(
     from moevit.container import load
 
     program = load(container)
-    tasks = program.tasks if task_name is None else (program.task(task_name),)
+    pipelines = [program.pipeline(name) for name in (program.names if task_name is None else (task_name,))]
+    tasks = [task for pipeline in pipelines for task in machine_tasks(program, pipeline)]
     image = listing.image_blocks(program)
     _say_container(output, container, program, image)
+    for pipeline in pipelines:
+        _say_host(output, program, pipeline)
     for task in tasks:
         output.say()
         _say_task(output, program, task)
@@ -45,12 +49,13 @@ def command(
         output.say("Weight image:")
         rows = [(f"{b.offset:#x}", f"{b.bytes:,}", b.kind, ", ".join(b.users)) for b in image]
         _table(output, ("offset", "bytes", "kind", "used by"), rows, right=(0, 1))
-    return _as_json(container, program, tasks, image)
+    return _as_json(container, program, pipelines, tasks, image)
 
 
 def _as_json(
-    path: Path, program: Program, tasks: Sequence[Task], image: list[listing.ImageBlock]
-) -> dict[str, Any]:
+    path: Path, program: Program, pipelines: Sequence[Pipeline], tasks: Sequence[Task],
+    image: list[listing.ImageBlock],
+) -> dict[str, Any]:  # fmt: skip
     return {
         "container": path,
         "bytes": path.stat().st_size,
@@ -64,6 +69,10 @@ def _as_json(
             "by_kind": _by_kind(program, image),
             "blocks": [asdict(block) for block in image],
         },
+        "pipelines": [
+            asdict(pipeline) | {"host_parts": [asdict(part) for part in host_parts(program, pipeline)]}
+            for pipeline in pipelines
+        ],
         "tasks": [
             {
                 "name": task.name,
@@ -111,7 +120,7 @@ def _say_task(output: Output, program: Program, task: Task) -> None:
     output.say(f"Task {task.name}: {task.instructions} instructions, entry {task.entry:#x}")
     for x in task.inputs:
         output.say(
-            f"  input   {x.name} {list(x.shape)}: uint8 = round(x / {x.scale:.6g}) + {x.zero_point}, "
+            f"  input   {x.name} {list(x.shape)}: {_kind(x)} = round(x / {x.scale:.6g}) + {x.zero_point}, "
             f"at byte {x.offset} of {task.input_bytes}"
         )
     for y in task.outputs:
@@ -124,6 +133,33 @@ def _say_task(output: Output, program: Program, task: Task) -> None:
     _say_layers(output, program, task)
     output.say()
     _say_tensors(output, program, task)
+
+
+def _kind(x: Input) -> str:
+    """An input's type, and that of its rows if it is no image."""
+    return f"{x.dtype} {x.rows}×{x.channels}" if x.channels else x.dtype
+
+
+def _say_host(output: Output, program: Program, pipeline: Pipeline) -> None:
+    """The steps of a pipeline in which the host has a part, and its nodes."""
+    parts = {part.name: part for part in host_parts(program, pipeline)}
+    if not parts:
+        return
+    output.say()
+    output.say(f"Steps of task {pipeline.name}:")
+    for step in pipeline.steps:
+        if step.kind == HOST:
+            part = parts[step.name]
+            output.say(f"  host     {part.name}: {part.macs:,} MACs, an ONNX model of {part.size:,} bytes")
+            for value in part.inputs:
+                output.say(f"             reads {value.name} {value.dtype} {list(value.shape)}")
+            for value in part.outputs:
+                output.say(f"             makes {value.name} {value.dtype} {list(value.shape)}")
+        else:
+            output.say(f"  machine  {step.name}: {program.task(step.name).macs:,} MACs")
+    output.say()
+    rows = [(n.name, n.op, n.reason, n.way_out) for part in parts.values() for n in part.nodes]
+    _table(output, ("node on the host", "operator", "reason", "way out"), rows)
 
 
 def _say_memory(output: Output, program: Program, task: Task) -> None:

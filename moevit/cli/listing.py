@@ -24,6 +24,7 @@ from moevit.isa import (
 from moevit.isa.disassemble import disassemble
 from moevit.isa.formats import BLOCK_BYTES, DmaSource
 from moevit.numerics.activation import Activation
+from moevit.pipeline import machine_tasks
 from moevit.program import (
     DTYPES,
     MEMORY_ACTIVATION,
@@ -315,11 +316,12 @@ def image_blocks(program: Program) -> list[ImageBlock]:
 
 
 def task_bytes(program: Program) -> dict[str, dict[str, int]]:
-    """By task: bytes of ``weights`` and constants that it reads, and of its ``own``, which no other task reads."""
-    blocks = {
-        task.name: {(b.offset, b.bytes) for b in image_blocks(replace(program, tasks=(task,))) if b.kind != "program"}
-        for task in program.tasks
-    }
+    """By task as the user knows it: bytes of ``weights`` and constants that it reads, and of its ``own``, which no
+    other task reads."""
+    blocks = {}
+    for pipeline in (program.pipeline(name) for name in program.names):
+        alone = image_blocks(replace(program, tasks=tuple(machine_tasks(program, pipeline))))
+        blocks[pipeline.name] = {(b.offset, b.bytes) for b in alone if b.kind != "program"}
     out = {}
     for name, mine in blocks.items():
         others = set().union(*(theirs for other, theirs in blocks.items() if other != name))

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,13 +91,14 @@ def command(
     import dataclasses
 
     from moevit.container import load
+    from moevit.pipeline import machine_tasks
     from moevit.sim import verilate
     from moevit.sim.dram import DramModel
     from moevit.sim.inputs import read_inputs
     from moevit.sim.simulate import simulate
 
     program = load(container)
-    chosen = program.task(task)
+    chosen = program.pipeline(task)
     files = [*inputs, *more_inputs]
     if not files and backend != "cycle":
         raise InputError("Missing option '--inputs'", where=f"--backend {backend}", mend="name a file of inputs")
@@ -119,7 +120,7 @@ def command(
         )  # fmt: skip
     if outputs is not None:
         write_npz(outputs, result.outputs)
-    _say(output, result, chosen)
+    _say(output, result, machine_tasks(program, chosen))
     if result.mismatch is not None:
         output.fail(str(result.mismatch))
     return result.as_dict() | {"outputs": outputs, "trace": trace, "timeline": timeline}
@@ -140,14 +141,15 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
         raise
 
 
-def _say(output: Output, result: "Result", task: "Task") -> None:
+def _say(output: Output, result: "Result", tasks: "Sequence[Task]") -> None:
     """The report for a person."""
     images = "1 image" if result.images == 1 else f"{result.images} images"
     output.say(f"Task {result.task} on {result.config}, {result.backend}: {images} in {result.wall_s:.1f} s")
     say_outputs(output, result.outputs)
     if result.cycles is not None:
-        _say_cycles(output, result, task)
-    _say_experts(output, result, task)
+        _say_cycles(output, result, tasks)
+    _say_experts(output, result, tasks)
+    _say_host(output, result)
     moved = ", ".join(f"{result.dram_bytes[what]:,} of {what}" for what in ("weights", "instructions", "activations"))
     output.say(f"DRAM bytes per image: {moved}")
     if result.experts:
@@ -176,18 +178,31 @@ def _values(row: "NDArray") -> str:
     return f"largest at {row.argmax()}: {row.max():.4g}"
 
 
-def _say_experts(output: Output, result: "Result", task: "Task") -> None:
+def _say_host(output: Output, result: "Result") -> None:
+    """What the host did, measured on the CPU that this runs on, and the order of the steps."""
+    if result.host_ms is None:
+        return
+    output.say(f"Host: {result.host_ms:.3f} ms of an image, measured on this CPU, one thread")
+    for step in result.steps:
+        if step.host_ms is not None:
+            output.say(f"  {step.name:40} host       {step.host_ms:10.3f} ms, {step.macs:,} MACs")
+        else:
+            time = "" if step.cycles is None else f"{step.cycles:10,.0f} cycles, "
+            output.say(f"  {step.name:40} machine    {time}{step.macs:,} MACs")
+
+
+def _say_experts(output: Output, result: "Result", tasks: "Sequence[Task]") -> None:
     """How many experts each gate gave tokens, whatever groups of tokens it worked in."""
     import numpy as np
 
     gates: dict[str, NDArray] = {}  # tokens of each expert [images, experts]
-    for layer in task.layers:
+    for layer in (layer for task in tasks for layer in task.layers):
         if layer.name in result.experts:
             tokens = np.asarray(result.experts[layer.name])
             gates[layer.outputs[0]] = gates.get(layer.outputs[0], 0) + tokens
     if gates:
         output.say("Experts that have tokens, of an image:")
-    for group in group_layers(task):
+    for group in (group for task in tasks for group in group_layers(task)):
         if group.kind == "route":
             tokens = gates[group.layers[0].outputs[0]]
             used = (tokens > 0).sum(axis=1)
@@ -197,7 +212,7 @@ def _say_experts(output: Output, result: "Result", task: "Task") -> None:
             )
 
 
-def _say_cycles(output: Output, result: "Result", task: "Task") -> None:
+def _say_cycles(output: Output, result: "Result", tasks: "Sequence[Task]") -> None:
     assert result.cycles is not None and result.layers is not None and result.stages is not None
     low, high = min(result.cycles), max(result.cycles)
     spread = f"{low:,}" if low == high else f"{low:,} … {high:,}"
@@ -207,7 +222,12 @@ def _say_cycles(output: Output, result: "Result", task: "Task") -> None:
     )
     output.say("Cycles that each layer adds:")
     cycles = {layer.name: layer.cycles for layer in result.layers}
-    lines = [(g.name, g.kind, sum(cycles.pop(layer.name) for layer in g.layers)) for g in group_layers(task)]
+    lines = []
+    for task in tasks:
+        before = f"{task.name}: " if len(tasks) > 1 else ""
+        for g in group_layers(task):
+            added = sum(cycles.pop(before + layer.name) for layer in g.layers)
+            lines.append((before + g.name, g.kind, added))
     for name, kind, added in (*lines, *((name, "", rest) for name, rest in cycles.items())):
         output.say(f"  {name:40} {kind:10} {added:10,.0f}")
     output.say("Cycles of each stage by cause:")

@@ -20,6 +20,7 @@ from moevit.energy.constants import CONSTANTS
 from moevit.energy.estimate import estimate
 from moevit.energy.published import PUBLISHED
 from moevit.energy.validate import validate
+from moevit.pipeline import Pipeline
 from moevit.program import MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Program, Task
 from moevit.sim.dram import DramModel
 
@@ -122,7 +123,7 @@ def _task(subject: Subject, name: str, accuracy_images: int, threads: int, annou
         feeds = subject.inputs[name].floats(0, 1)
         out["cpu"] = [run.as_dict() for run in cpu.measure(subject.models[name], feeds, threads)]
         announce(f"{name}: accuracy of int8 against float")
-        out["accuracy"] = _accuracy(subject, task, accuracy_images)
+        out["accuracy"] = _accuracy(subject, program.pipeline(name), accuracy_images)
     return out
 
 
@@ -206,7 +207,7 @@ def _memory(program: Program, task: Task) -> dict[str, Any]:
     }
 
 
-def _accuracy(subject: Subject, task: Task, images: int) -> dict[str, Any]:
+def _accuracy(subject: Subject, task: Pipeline, images: int) -> dict[str, Any]:
     """int8 against float on the same images, and both against the truth where the inputs hold it."""
     from moevit.cli.evaluate import figures_of, run_onnx
     from moevit.sim.simulate import simulate

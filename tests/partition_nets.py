@@ -1,0 +1,137 @@
+"""Vision transformers with something in them that the machine cannot do, for tests of the partition."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx_net import Net
+
+TOKENS, WIDTH, HEADS, HIDDEN, IMAGE, PATCH = 16, 32, 2, 64, 16, 4
+
+
+def inputs(count: int, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Random images by the name of the input."""
+    return {"x": np.random.default_rng(seed).random((count, 3, IMAGE, IMAGE), dtype=np.float32)}
+
+
+class Vit(Net):
+    """Blocks of a vision transformer, node by node."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 3, IMAGE, IMAGE)
+
+    def small(self, *shape: int) -> str:
+        """Weights that keep values near one."""
+        return self.const(self.rng.standard_normal(shape) / np.sqrt(shape[0]))
+
+    def dense(self, x: str, inner: int, outer: int) -> str:
+        return self.op("Add", self.op("MatMul", x, self.small(inner, outer)), self.const(self.rng.normal(size=outer)))
+
+    def embed(self) -> str:
+        weight = self.const(self.rng.normal(size=(WIDTH, 3, PATCH, PATCH)) / 7)
+        y = self.op("Conv", "x", weight, kernel_shape=[PATCH, PATCH], strides=[PATCH, PATCH])
+        y = self.op("Transpose", self.op("Reshape", y, self.ints(1, WIDTH, TOKENS)), perm=[0, 2, 1])
+        return self.op("Add", y, self.const(self.rng.normal(size=(1, TOKENS, WIDTH))))
+
+    def norm(self, x: str) -> str:
+        return self.op(
+            "LayerNormalization", x, self.const(np.ones(WIDTH)), self.const(np.zeros(WIDTH)), epsilon=1e-6
+        )
+
+    def heads(self, x: str) -> str:
+        y = self.op("Reshape", x, self.ints(1, TOKENS, HEADS, WIDTH // HEADS))
+        return self.op("Transpose", y, perm=[0, 2, 1, 3])
+
+    def attention(self, x: str, *, l2: bool = False, softmax: bool = True) -> str:
+        q, k, v = (self.heads(self.dense(x, WIDTH, WIDTH)) for _ in range(3))
+        if l2:
+            q, k = (self.op("LpNormalization", t, axis=-1, p=2) for t in (q, k))
+        scores = self.op("MatMul", q, self.op("Transpose", k, perm=[0, 1, 3, 2]))
+        scores = self.op("Mul", scores, self.const(0.25))
+        weights = self.op("Softmax", scores, axis=-1) if softmax else self.op("Sigmoid", scores)
+        y = self.op("Transpose", self.op("MatMul", weights, v), perm=[0, 2, 1, 3])
+        return self.dense(self.op("Reshape", y, self.ints(1, TOKENS, WIDTH)), WIDTH, WIDTH)
+
+    def mlp(self, x: str, activation: str = "Gelu") -> str:
+        y = self.dense(x, WIDTH, HIDDEN)
+        if activation == "Gelu":
+            half, erf = self.op("Mul", y, self.const(0.5)), self.op("Erf", self.op("Mul", y, self.const(0.5**0.5)))
+            y = self.op("Mul", half, self.op("Add", erf, self.const(1)))
+        else:
+            y = self.op(activation, y)
+        return self.dense(y, HIDDEN, WIDTH)
+
+    def block(self, x: str, **attention: bool) -> str:
+        x = self.op("Add", x, self.attention(self.norm(x), **attention))
+        return self.op("Add", x, self.mlp(self.norm(x)))
+
+    def head(self, x: str) -> str:
+        return self.dense(self.op("ReduceMean", self.norm(x), self.ints(1), keepdims=0), WIDTH, 10)
+
+
+def middle(op: str, path: Path, **attributes: object) -> Path:
+    """Two blocks with an operator between them."""
+    net = Vit()
+    x = net.op(op, net.block(net.embed()), **attributes)
+    return net.save(path, net.head(net.block(x)))
+
+
+def token_softmax(path: Path) -> Path:
+    """Two blocks with a softmax over the channels of each token between them, which is added."""
+    net = Vit()
+    x = net.block(net.embed())
+    x = net.op("Add", x, net.op("Softmax", x, axis=-1))
+    return net.save(path, net.head(net.block(x)))
+
+
+def cosine_attention(path: Path) -> Path:
+    """q and k of the first block's attention normalised."""
+    net = Vit()
+    return net.save(path, net.head(net.block(net.block(net.embed(), l2=True))))
+
+
+def odd_activation(path: Path) -> Path:
+    """An MLP whose activation is Mish."""
+    net = Vit()
+    x = net.block(net.embed())
+    x = net.op("Add", x, net.mlp(net.norm(x), "Mish"))
+    return net.save(path, net.head(net.block(x)))
+
+
+def before(path: Path) -> Path:
+    """A convolution with padding before the patch embedding."""
+    net = Vit()
+    weight = net.const(net.rng.normal(size=(3, 3, 3, 3)) / 5)
+    net_x = net.op("Conv", "x", weight, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    patches = net.const(net.rng.normal(size=(WIDTH, 3, PATCH, PATCH)) / 7)
+    y = net.op("Conv", net_x, patches, kernel_shape=[PATCH, PATCH], strides=[PATCH, PATCH])
+    y = net.op("Transpose", net.op("Reshape", y, net.ints(1, WIDTH, TOKENS)), perm=[0, 2, 1])
+    return net.save(path, net.head(net.block(y)))
+
+
+def after(path: Path) -> Path:
+    """A pixel decoder and the index of the largest value."""
+    net = Vit()
+    x = net.norm(net.block(net.embed()))
+    y = net.op("Reshape", net.op("Transpose", x, perm=[0, 2, 1]), net.ints(1, WIDTH, 4, 4))
+    weight = net.const(net.rng.normal(size=(WIDTH, 8, 4, 4)) / 10)
+    y = net.op("ConvTranspose", y, weight, kernel_shape=[4, 4], strides=[2, 2], pads=[1, 1, 1, 1])
+    y = net.op("Sigmoid", net.op("Resize", y, "", "", net.ints(1, 8, 16, 16), mode="linear"))
+    return net.save(path, y, net.op("ArgMax", y, axis=1, keepdims=0))
+
+
+def shapes_from_shapes(path: Path) -> Path:
+    """Shapes that are computed from the shape of the input, on both sides of what the host does."""
+    net = Vit()
+    x = net.block(net.embed())
+    batch = net.op("Gather", net.op("Shape", "x"), net.ints(0), axis=0)
+    shape = net.op("Concat", batch, net.ints(TOKENS * 2), net.ints(WIDTH // 2), axis=0)
+    y = net.op("Sin", net.op("Reshape", x, shape))
+    back = net.op("Concat", net.op("Gather", net.op("Shape", x), net.ints(0, 1), axis=0), net.ints(WIDTH), axis=0)
+    return net.save(path, net.head(net.block(net.op("Reshape", y, back))))
+
+
+def nothing(path: Path) -> Path:
+    """Nodes of which the machine can do none."""
+    net = Vit()
+    return net.save(path, net.op("Sigmoid", net.op("MaxPool", "x", kernel_shape=[2, 2])))
