@@ -369,6 +369,17 @@ class Core(wiring.Component):
         ]
 
 
+def accelerator_members(config: AcceleratorConfig, trace: bool = False) -> dict[str, wiring.Member]:
+    """The ports of the machine but ``clk`` and ``rst``."""
+    return {
+        "s_axil": In(AxiLiteSignature(ADDRESS_WIDTH)),
+        "m_axi_dma": Out(dma_axi_signature(config)),
+        "m_axi_w": Out(AxiReadSignature(config)).array(config.weight_ports),
+        "irq": Out(1),
+        **(trace_members(config) if trace else {}),
+    }
+
+
 class Accelerator(wiring.Component):
     """The machine.
 
@@ -396,15 +407,7 @@ class Accelerator(wiring.Component):
         self.config = config
         self.trace = trace
         self.stall_cycles = stall_cycles
-        super().__init__(
-            {
-                "s_axil": In(AxiLiteSignature(ADDRESS_WIDTH)),
-                "m_axi_dma": Out(dma_axi_signature(config)),
-                "m_axi_w": Out(AxiReadSignature(config)).array(config.weight_ports),
-                "irq": Out(1),
-                **(trace_members(config) if trace else {}),
-            }
-        )
+        super().__init__(accelerator_members(config, trace))
 
     def elaborate(self, platform):
         m = Module()

@@ -2,10 +2,10 @@
 
 from amaranth.back import verilog
 from amaranth.hdl import Shape, Signal
-from amaranth.lib.wiring import Out
+from amaranth.lib.wiring import Out, Signature
 
 from moevit.config import AcceleratorConfig
-from moevit.hw.accelerator import Accelerator
+from moevit.hw.accelerator import Accelerator, accelerator_members
 from moevit.hw.ram import RamPlatform
 from moevit.registers import REGISTERS, ErrorCode, Status
 
@@ -27,11 +27,10 @@ def _ports(accelerator: Accelerator) -> list[tuple[str, Signal, None]]:
 
 def port_list(config: AcceleratorConfig) -> list[tuple[str, str, int]]:
     """Name, "input" or "output", and width of all ports but ``clk`` and ``rst``, in the order of the signature."""
-    accelerator = Accelerator(config)
-    members = accelerator.signature.flatten(accelerator)
+    signature = Signature(accelerator_members(config))  # of no machine, which would have to be elaborated
     return [
         (_port_name(path), "output" if member.flow is Out else "input", Shape.cast(member.shape).width)
-        for path, member, _ in members
+        for path, member, _ in signature.flatten(signature.create())
     ]
 
 

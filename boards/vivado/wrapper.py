@@ -62,6 +62,7 @@ def wrapper(config: AcceleratorConfig) -> str:
     ports = bus_ports(config)
     busses = ":".join([REGISTERS, *masters(config)])
     ties = [p for p in ports if p.tied and p.direction == "output"]
+    unused = [p.name for p in ports if p.tied and p.direction == "input"]
     return "\n".join([
         f"// The machine of configuration {config.name}, digest {config.digest:016x}, for IP integrator. Generated.",
         f"module {TOP} (",
@@ -77,6 +78,7 @@ def wrapper(config: AcceleratorConfig) -> str:
         ",\n".join(port.declaration() for port in ports),
         ");",
         *(f"  assign {p.name} = {p.width}'d{int(p.signal == READY_OF_RESPONSES)};" for p in ties),
+        f"  wire unused = &{{{', '.join(unused)}}};",  # says so to a linter
         "  reg rst = 1'b1;",
         "  always @(posedge aclk) rst <= ~aresetn;",
         f"  {MACHINE} machine (",

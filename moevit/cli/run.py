@@ -10,23 +10,33 @@ from moevit.cli.simulate import say_outputs, write_npz
 from moevit.errors import InputError
 
 if TYPE_CHECKING:
+    from moevit.config import AcceleratorConfig
     from moevit.driver import Link
     from moevit.program import Program
     from moevit.sim.on_device import DeviceResult
 
-DEVICES = "rtl"
+DEVICES = "pynq, rtl"
 
 EXAMPLES = """
 \b
 Examples:
   moevit run vit.moevit --device rtl --inputs images.npz --limit 2 --check
+  sudo -E moevit run vit.moevit --device pynq --bitstream moevit.bit --inputs images.npz --check
 """
 
 
 @json_command(name="run", epilog=EXAMPLES)
 @click.argument("container", type=click.Path(path_type=Path), metavar="FILE.moevit")
 @click.argument("more_inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT...]")
-@click.option("--device", required=True, metavar="DEVICE", help="rtl: the Verilog, simulated.")
+@click.option(
+    "--device", required=True, metavar="DEVICE",
+    help="pynq: the Zynq board that this runs on; rtl: the Verilog, simulated.",
+)
+@click.option(
+    "--bitstream", type=click.Path(path_type=Path), metavar="FILE.bit",
+    help="Of pynq: what `moevit build` made; its .hwh and moevit.json lie beside it.",
+)
+@click.option("--any-board", is_flag=True, help="Of pynq: load the bitstream whatever Linux calls the board.")
 @click.option(
     "--inputs", multiple=True, required=True, type=click.Path(path_type=Path), metavar="FILE.npz|IMAGE|DIR",
     help="Arrays [N, ...] by input name, float, or uint8 for pixels; or pictures. More may follow.",
@@ -43,6 +53,8 @@ def command(
     container: Path,
     more_inputs: tuple[Path, ...],
     device: str,
+    bitstream: Path | None,
+    any_board: bool,
     inputs: tuple[Path, ...],
     task: str | None,
     check: bool,
@@ -63,7 +75,8 @@ def command(
     values = read_inputs({x.name: x.shape for x in chosen.inputs}, [*inputs, *more_inputs]).limited(limit)
     if outputs is not None and not outputs.absolute().parent.is_dir():
         raise InputError("its folder does not exist", where=f"--outputs {outputs}")
-    with Device(open_link(device, program, output)) as opened, output.progress(device, len(values)) as advance:
+    link, config = open_link(device, program, output, bitstream, any_board)
+    with Device(link, config) as opened, output.progress(device, len(values)) as advance:
         result = run_on_device(
             opened, program, values, chosen.name, check=check, progress=advance, raise_mismatch=False
         )
@@ -75,12 +88,29 @@ def command(
     return result.as_dict() | {"outputs": outputs}
 
 
-def open_link(device: str, program: "Program", output: Output) -> "Link":
-    """The link that ``--device`` names. Raises InputError for one that is unknown."""
+def open_link(
+    device: str, program: "Program", output: Output, bitstream: Path | None, any_board: bool
+) -> "tuple[Link, AcceleratorConfig | None]":
+    """The link that ``--device`` names, and the configuration that should be behind it, where that is known.
+
+    Raises
+    ------
+    InputError : no such device, or an option is missing or another's
+    DeviceError, ContainerError, ToolError : it cannot be opened
+    """
+    if device == "pynq":
+        if bitstream is None:
+            raise InputError("which bitstream to load is not known", where="--device pynq", mend="add --bitstream")
+        from moevit.driver.pynq import PynqLink
+
+        link = PynqLink(bitstream, program.config, any_board=any_board)
+        return link, link.config
+    if bitstream is not None or any_board:
+        raise InputError("only pynq loads a bitstream", where=f"--device {device}", mend="leave --bitstream away")
     if device == "rtl":
         from moevit.sim.device import RtlLink
 
-        return RtlLink(program.config, announce=output.note)
+        return RtlLink(program.config, announce=output.note), None
     raise InputError(f"no device {device!r}", mend=f"choose one of {DEVICES}")
 
 

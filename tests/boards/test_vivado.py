@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hw.test_verilog import WAIVED
 
 from moevit import tools
 from moevit.boards.devices import get_board
@@ -266,25 +267,34 @@ def test_vivado_is_found_by_its_settings(tmp_path: Path, monkeypatch: pytest.Mon
 # -- the Verilog ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("board", BOARDS)
-def test_the_projects_verilog_passes_lint_and_open_synthesis_of_its_wrapper(board: str, tmp_path: Path) -> None:
-    """The machine as Verilator reads it, and what connects it as Yosys does; its units have tests of their own."""
+def check_verilog(config: AcceleratorConfig, board: str, folder: Path) -> None:
+    """The whole of it as Verilator reads it, and what connects the machine as Yosys does."""
     from pyosys import libyosys
 
     from moevit.hw.verilog import generate
 
-    config = config_of(board)
-    files = project.write_project(generate(config), config, get_zynq_board(board), tmp_path)
-    lint = [str(tools.find_verilator()), "--lint-only", "-Wno-style", "-Wno-WIDTH", "--top-module", "moevit_axi"]
+    files = project.write_project(generate(config), config, get_zynq_board(board), folder)
+    waived = [f"-Wno-{name}" for name in WAIVED]
+    lint = [str(tools.find_verilator()), "--lint-only", "-Wall", *waived, "--top-module", "moevit_axi"]
     result = subprocess.run(
         [*lint, str(files["wrapper"]), str(files["machine"])], env=tools.verilator_environment(), text=True,
         capture_output=True, check=False,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.returncode == 0, result.stderr[:2000]
+    assert not result.stderr
     design = libyosys.Design()
     for line in (
         f"read_verilog {files['wrapper']} {files['machine']}", "hierarchy -check -top moevit_axi",
         "select moevit_axi", "proc", "check -assert",
     ):  # fmt: skip
         libyosys.run_pass(line, design)
+
+
+def test_the_verilog_of_a_small_machine_passes_lint_and_synthesis(tmp_path: Path) -> None:
+    check_verilog(CONFIGS["tiny"], "zcu104", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("board", BOARDS)
+def test_the_verilog_of_each_board_passes_lint_and_synthesis(board: str, tmp_path: Path) -> None:
+    check_verilog(config_of(board), board, tmp_path)
