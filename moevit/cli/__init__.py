@@ -24,6 +24,7 @@ COMMANDS = {
     "bench": "Measure the standing workloads and what bounds them.",
     "sweep": "Try a model on many machines: latency against DSPs, energy and bandwidth.",
     "report": "Write a page with latency, energy and accuracy beside other ways to run it.",
+    "compare": "Show what changed between two containers, or since a saved report.",
     "inspect": "Show what a container holds: layers, code, memory map, scales.",
     "verilog": "Write a configuration's Verilog, memory map and register header.",
     "build": "Build a machine for a board, or report what it takes there.",
