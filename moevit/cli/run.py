@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from moevit.program import Program
     from moevit.sim.on_device import DeviceResult
 
-DEVICES = "pynq, rtl"
+SERIAL = "serial:"  #: before the port
+DEVICES = f"pynq, {SERIAL}PORT, rtl"
 
 EXAMPLES = """
 \b
 Examples:
   moevit run vit.moevit --device rtl --inputs images.npz --limit 2 --check
+  moevit run vit.moevit --device serial:/dev/ttyUSB0 --inputs images.npz
   sudo -E moevit run vit.moevit --device pynq --bitstream moevit.bit --inputs images.npz --check
 """
 
@@ -30,7 +32,7 @@ Examples:
 @click.argument("more_inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT...]")
 @click.option(
     "--device", required=True, metavar="DEVICE",
-    help="pynq: the Zynq board that this runs on; rtl: the Verilog, simulated.",
+    help="pynq: the Zynq board that this runs on; serial:PORT: a board on a serial line; rtl: the Verilog, simulated.",
 )
 @click.option(
     "--bitstream", type=click.Path(path_type=Path), metavar="FILE.bit",
@@ -111,6 +113,10 @@ def open_link(
         from moevit.sim.device import RtlLink
 
         return RtlLink(program.config, announce=output.note), None
+    if device.startswith(SERIAL):
+        from moevit.driver.serial import SerialLink
+
+        return SerialLink(device.removeprefix(SERIAL)), None
     raise InputError(f"no device {device!r}", mend=f"choose one of {DEVICES}")
 
 

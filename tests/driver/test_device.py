@@ -274,7 +274,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(np.load(tmp_path / "out.npz").files) == len(shipped.program().task("seg").outputs)
     result = CliRunner().invoke(cli, [*arguments, "--device", "abacus"])
     assert result.exit_code == 2
-    assert "no device 'abacus'; choose one of pynq, rtl" in result.stderr
+    assert "no device 'abacus'; choose one of pynq, serial:PORT, rtl" in result.stderr
     monkeypatch.setattr(RtlBuffer, "read", lambda self, size, offset=0: bytes(size))
     result = CliRunner().invoke(cli, [*arguments, "--device", "rtl"])
     assert result.exit_code == 1
