@@ -83,7 +83,8 @@ $(TEST): $(CORE)
 	@touch $@
 
 $(TRAIN): $(TEST)
-	$(INSTALL) --editable '.[test,train]'
+	$(INSTALL) --editable '.[test,train,zoo]'
+	$(INSTALL) --no-deps timm
 	@touch $@
 
 $(DEV): $(CORE)
