@@ -17,6 +17,7 @@ from moevit.compiler.ir import Graph
 from moevit.compiler.joint import join_ranges
 from moevit.compiler.legalise import legalise
 from moevit.compiler.memory import BlockStore
+from moevit.compiler.parallel import one_blas_thread
 from moevit.compiler.partition import Plan, plan, stored
 from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
@@ -54,6 +55,7 @@ class Compiled:
         return {p.name: [n for part in host_parts(self.program, p) for n in part.nodes] for p in pipelines}
 
 
+@one_blas_thread
 def compile_model(
     models: Mapping[str, Path],
     config: AcceleratorConfig,
@@ -148,6 +150,7 @@ class Prepared:
         return self._integers[key]
 
 
+@one_blas_thread
 def prepare(
     graphs: Mapping[str, Graph],
     data: Mapping[str, Inputs],
@@ -166,6 +169,7 @@ def prepare(
     return Prepared(stages, join_ranges(graphs, ranges))
 
 
+@one_blas_thread
 def finish(
     prepared: Prepared,
     config: AcceleratorConfig,

@@ -22,6 +22,7 @@ from moevit.compiler.ir import (
     PatchEmbed,
     Rows,
 )
+from moevit.compiler.parallel import by_images
 from moevit.errors import InputError
 
 Observer = Callable[[Op, str, Array], None]
@@ -77,6 +78,7 @@ def _(op: Assemble, x: Array) -> Array:
 
 
 @evaluate.register
+@by_images
 def _(op: LayerNorm, x: Array) -> Array:
     centred = x - x.mean(-1, keepdims=True)
     variance = np.square(centred).mean(-1, keepdims=True)
@@ -84,16 +86,19 @@ def _(op: LayerNorm, x: Array) -> Array:
 
 
 @evaluate.register
+@by_images
 def _(op: Linear, x: Array) -> Array:
     return (x.reshape(-1, x.shape[-1]) @ op.weight.T + op.bias).reshape(*x.shape[:-1], -1)
 
 
 @evaluate.register
+@by_images
 def _(op: Activation, x: Array) -> Array:
     return ACTIVATIONS[op.kind](x)
 
 
 @evaluate.register
+@by_images
 def _(op: Attention, q: Array, k: Array, v: Array) -> Array:
     q, k, v = (t.reshape(*t.shape[:2], op.heads, op.head_dim).swapaxes(1, 2) for t in (q, k, v))
     out = softmax((q * np.float32(op.scale)) @ k.swapaxes(-1, -2)) @ v

@@ -387,6 +387,8 @@ class Graph:
     outputs: tuple[Output, ...]
     ops: tuple[Op, ...]
     tensors: dict[str, Shape] = field(init=False, repr=False)
+    _producers: dict[str, Op] = field(init=False, repr=False)
+    _readers: dict[str, list[Op]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         shapes: dict[str, Shape] = {i.name: i.shape for i in self.inputs}
@@ -394,6 +396,14 @@ class Graph:
             with suppress(ShapeError, KeyError):
                 shapes[op.output] = op.infer(*(shapes[i] for i in op.inputs))
         object.__setattr__(self, "tensors", shapes)
+        producers: dict[str, Op] = {}
+        readers: dict[str, list[Op]] = {}
+        for op in self.ops:
+            producers.setdefault(op.output, op)
+            for tensor in dict.fromkeys(op.inputs):
+                readers.setdefault(tensor, []).append(op)
+        object.__setattr__(self, "_producers", producers)
+        object.__setattr__(self, "_readers", readers)
 
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops)
@@ -404,11 +414,11 @@ class Graph:
 
     def producer(self, tensor: str) -> Op | None:
         """The operation that defines a tensor; None for an input."""
-        return next((op for op in self.ops if op.output == tensor), None)
+        return self._producers.get(tensor)
 
     def consumers(self, tensor: str) -> tuple[Op, ...]:
         """The operations that read a tensor."""
-        return tuple(op for op in self.ops if tensor in op.inputs)
+        return tuple(self._readers.get(tensor, ()))
 
     def macs(self) -> int:
         """Multiply-accumulates of one image."""

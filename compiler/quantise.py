@@ -21,7 +21,7 @@ from moevit.layout import ceil_div
 from moevit.numerics import activation as act
 from moevit.numerics import layernorm, softmax
 from moevit.numerics.activation import Activation
-from moevit.numerics.fixed import BIAS_WIDTH, MID_WIDTH, quantise_scale, saturate
+from moevit.numerics.fixed import BIAS_WIDTH, MID_WIDTH, quantise_scale, quantise_scales, saturate
 from moevit.numerics.route import LOGIT_FRACTION, SCORE_FRACTION, SCORE_WIDTH, RouteOrder
 
 INT16_HEADROOM = 2.0  #: residual and output scales leave room for twice the calibrated peak
@@ -245,8 +245,12 @@ def _second(kind: Activation, output: Format) -> tuple[int, int, int]:
 
 
 def _clipped_scale(scale: float) -> tuple[int, int]:
-    """The nearest to a scale that there is: with less, every result is zero, and with more it saturates."""
-    return quantise_scale(float(np.clip(scale, 2.0**-46, 2.0**15)))
+    return quantise_scale(float(_clipped(np.array(scale))))
+
+
+def _clipped(scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The nearest scales that there are: with less, every result is zero, and with more it saturates."""
+    return np.clip(scale, 2.0**-46, 2.0**15)
 
 
 def _integers(
@@ -264,8 +268,7 @@ def _integers(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(mid_scale > 0, acc_scale / np.where(mid_scale > 0, mid_scale, 1), 1.0)
     # a channel of zeros has no meaningful scale
-    pairs = [_clipped_scale(r) for r in ratio]
-    mult, shift = np.array(pairs, np.int64).T
+    mult, shift = quantise_scales(_clipped(ratio))
     return q.astype(np.int8), q_bias.astype(np.int64), mult, shift
 
 

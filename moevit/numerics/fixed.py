@@ -4,8 +4,6 @@
 normalised 16-bit ``mult`` (:func:`quantise_scale`), so its relative error is at most 2**-16.
 """
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -69,13 +67,20 @@ def quantise_scale(scale: float) -> tuple[int, int]:
     Raises ValueError when ``scale`` is not a positive finite number or cannot be represented
     (``2**-48 <= scale < 2**16`` always can).
     """
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"scale must be a positive finite number, not {scale!r}")
-    mantissa, exponent = math.frexp(scale)  # scale = mantissa * 2**exponent, mantissa in [0.5, 1)
-    mult = round(mantissa * (1 << MULT_WIDTH))
-    if mult == 1 << MULT_WIDTH:
-        mult, exponent = mult >> 1, exponent + 1
-    shift = MULT_WIDTH - exponent
-    if not 0 <= shift <= MAX_SHIFT:
-        raise ValueError(f"scale {scale!r} is outside the representable range")
-    return mult, shift
+    mult, shift = quantise_scales(np.array([scale], np.float64))
+    return int(mult[0]), int(shift[0])
+
+
+def quantise_scales(scales: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As :func:`quantise_scale`, for an array of scales."""
+    wrong = ~((scales > 0) & np.isfinite(scales))
+    if wrong.any():
+        raise ValueError(f"scale must be a positive finite number, not {scales[wrong][0]}")
+    mantissa, exponent = np.frexp(scales)  # scale = mantissa * 2**exponent, mantissa in [0.5, 1)
+    mult = np.rint(mantissa * (1 << MULT_WIDTH)).astype(np.int64)
+    carry = mult == 1 << MULT_WIDTH
+    shift = MULT_WIDTH - exponent.astype(np.int64) - carry
+    outside = (shift < 0) | (shift > MAX_SHIFT)
+    if outside.any():
+        raise ValueError(f"scale {scales[outside][0]} is outside the representable range")
+    return np.where(carry, mult >> 1, mult), shift
