@@ -73,7 +73,7 @@ def command(
     from moevit.sim.on_device import run_on_device
 
     program = load(container)
-    chosen = program.task(task)
+    chosen = program.pipeline(task)
     values = read_inputs({x.name: x.shape for x in chosen.inputs}, [*inputs, *more_inputs]).limited(limit)
     if outputs is not None and not outputs.absolute().parent.is_dir():
         raise InputError("its folder does not exist", where=f"--outputs {outputs}")
@@ -132,6 +132,8 @@ def _say(output: Output, result: "DeviceResult") -> None:
         f"Cycles: {spread}; {values['latency_ms']:.3f} ms at {result.clock_mhz:g} MHz, "
         f"{values['host_latency_ms']:.3f} ms as the host sees it"
     )
+    for name, seconds in result.host_seconds.items():
+        output.say(f"Host part {name}: {1000 * seconds:.3f} ms an image")
     if result.power_w is not None:
         output.say(f"Power of the board meanwhile: {result.power_w:.2f} W")
     if result.bit_exact:

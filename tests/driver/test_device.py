@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import partition_nets as nets
 import pytest
 from click.testing import CliRunner
 from driver import shipped
 
+import moevit
 from moevit import container
 from moevit.cli import cli
 from moevit.config import CONFIGS
@@ -27,6 +29,7 @@ from moevit.errors import (
 from moevit.registers import IDENTITY, OFFSETS, VERSION, ErrorCode, Status
 from moevit.sim.device import RtlBuffer, RtlLink
 from moevit.sim.dram import DramModel
+from moevit.sim.inputs import from_arrays
 from moevit.sim.on_device import run_on_device
 
 
@@ -279,3 +282,18 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(cli, [*arguments, "--device", "rtl"])
     assert result.exit_code == 1
     assert "output buffer" in result.stderr
+
+
+def test_a_task_with_a_part_on_the_host(tmp_path: Path) -> None:
+    """Two programs of the machine, and between them a node in onnxruntime: as the rtl back-end has it, bit by bit."""
+    made = moevit.compile(nets.middle("Sin", tmp_path / "sin.onnx"), "tiny", nets.inputs(16))
+    pipeline = made.pipeline()
+    assert [step.kind for step in pipeline.steps] == ["machine", "host", "machine"]
+    values = from_arrays({x.name: x.shape for x in pipeline.inputs}, nets.inputs(2, seed=1))
+    with Device(RtlLink(CONFIGS["tiny"])) as device:
+        result = run_on_device(device, made, values, check=True)
+    want = made.run(nets.inputs(2, seed=1), backend="rtl")
+    assert result.bit_exact and len(result.cycles) == 2 and len(result.counters) == 2
+    assert list(result.host_seconds) == ["main@host1"]
+    for name, output in want.outputs.items():
+        assert np.array_equal(result.outputs[name], output)
