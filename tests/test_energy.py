@@ -26,7 +26,7 @@ def linear(**fields: int) -> Linear:
 
 
 def count(*instructions: Linear | Attention, queues: dict[int, list[float]] | None = None):
-    return activity(TINY, instructions, queues or {}, macs=1, cycles=1000, dram_bytes=MOVED)
+    return activity(TINY, [(instructions, queues or {})], macs=1, cycles=1000, dram_bytes=MOVED)
 
 
 def test_a_linear_layer_is_counted_by_hand():

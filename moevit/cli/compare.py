@@ -92,10 +92,11 @@ def _measured(path: Path, inputs: Sequence[Path], limit: int) -> dict[str, Any]:
 
     program = load(path)
     results = {}
-    for task in program.tasks:
-        values = read_inputs({x.name: x.shape for x in task.inputs}, inputs) if inputs else None
-        results[task.name] = simulate(
-            program, values, task.name, backend="cycle", limit=None if values is None else limit
+    for name in program.names:
+        shapes = {x.name: x.shape for x in program.pipeline(name).inputs}
+        values = read_inputs(shapes, inputs) if inputs else None
+        results[name] = simulate(
+            program, values, name, backend="cycle", limit=None if values is None else limit
         )
     subject = Subject(path, program, {}, {}, results)
     report: dict[str, Any] = to_json(collect(subject, accuracy_images=1, threads=1, announce=lambda text: None))

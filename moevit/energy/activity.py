@@ -55,6 +55,22 @@ class Counter:
         self.steps = self.rows_out = self.norm_elements = 0.0
         self.tile = self.operand = self.activation = 0.0
 
+    def program(self, instructions: Sequence[Instruction], queues: Queues) -> None:
+        """All instructions of a program; what is streamed for experts is not known here."""
+        gate = -1
+        for number, i in enumerate(instructions):
+            if isinstance(i, Linear):
+                gate = number if i.route else gate
+                self.linear(i, queues[gate][i.queue] if i.gather or i.scatter else i.n_rows)
+            elif isinstance(i, Attention):
+                self.attention(i)
+            elif isinstance(i, DmaIn):
+                self.activation += i.count0 * i.count1 * i.segments * i.segment_bytes
+            elif isinstance(i, DmaOut):
+                self.activation += i.words * self.config.columns
+            elif isinstance(i, Stream) and not i.predicated:
+                self.operand += i.weight_words * self.config.operand_word_bytes
+
     def linear(self, i: Linear, rows: float) -> None:
         """A LINEAR of so many rows; an average for those of a queue."""
         c = self.config
@@ -94,8 +110,7 @@ class Counter:
 
 def activity(
     config: AcceleratorConfig,
-    instructions: Sequence[Instruction],
-    queues: Queues,
+    programs: Sequence[tuple[Sequence[Instruction], Queues]],
     *,
     macs: float,
     cycles: float,
@@ -105,24 +120,14 @@ def activity(
 
     Parameters
     ----------
-    config, instructions : the machine and its program
-    queues : tokens of each expert by gate, averages where several inferences are meant
+    config : the machine
+    programs : what it runs: instructions, with the tokens of each expert by gate, averages where several inferences are
+        meant
     macs, cycles, dram_bytes : of the inference, as a simulation's result has them
     """
     count = Counter(config)
-    gate = -1
-    for number, i in enumerate(instructions):
-        if isinstance(i, Linear):
-            gate = number if i.route else gate
-            count.linear(i, queues[gate][i.queue] if i.gather or i.scatter else i.n_rows)
-        elif isinstance(i, Attention):
-            count.attention(i)
-        elif isinstance(i, DmaIn):
-            count.activation += i.count0 * i.count1 * i.segments * i.segment_bytes
-        elif isinstance(i, DmaOut):
-            count.activation += i.words * config.columns
-        elif isinstance(i, Stream) and not i.predicated:
-            count.operand += i.weight_words * config.operand_word_bytes
+    for instructions, queues in programs:
+        count.program(instructions, queues)
     count.operand += dram_bytes.get("experts", 0) + dram_bytes.get("speculative", 0)
     return Activity(
         macs=macs,

@@ -63,8 +63,8 @@ def measure(subject: Subject, point: Point) -> Row:
     queues = {number: counts[0].tolist() for number, counts in even_lengths(instructions).items()}
     gates = [number for number, i in enumerate(instructions) if isinstance(i, Linear) and i.route]
     counted = activity(
-        config, instructions, {number: queues[number] for number in gates}, macs=result.macs, cycles=result.cycles[0],
-        dram_bytes=result.dram_bytes,
+        config, [(instructions, {number: queues[number] for number in gates})], macs=result.macs,
+        cycles=result.cycles[0], dram_bytes=result.dram_bytes,
     )  # fmt: skip
     taken = estimate_resources(config)
     energy = estimate(counted, clock_mhz=config.clock_mhz, luts=taken.lut)

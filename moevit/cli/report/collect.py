@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from moevit.energy.constants import CONSTANTS
 from moevit.energy.estimate import estimate
 from moevit.energy.published import PUBLISHED
 from moevit.energy.validate import validate
-from moevit.pipeline import Pipeline
+from moevit.pipeline import Pipeline, machine_tasks
 from moevit.program import MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Program, Task
 from moevit.sim.dram import DramModel
 
@@ -94,14 +94,15 @@ def resources(config: AcceleratorConfig) -> dict[str, Any]:
 
 def _task(subject: Subject, name: str, accuracy_images: int, threads: int, announce: Any) -> dict[str, Any]:
     program, result = subject.program, subject.results[name]
-    task = program.task(name)
-    queues = _mean_queues(task, result)
+    pipeline = program.pipeline(name)
+    parts = machine_tasks(program, pipeline)
     assert result.cycles is not None and result.layers is not None
     cycles = sum(result.cycles) / len(result.cycles)
-    instructions = program.instructions(task)
+    queues = [_mean_queues(part, result) for part in parts]
     counted = activity(
-        program.config, instructions, _by_gate(task, queues), macs=result.macs, cycles=cycles,
-        dram_bytes=result.dram_bytes,
+        program.config,
+        [(program.instructions(part), _by_gate(part, of)) for part, of in zip(parts, queues, strict=True)],
+        macs=result.macs, cycles=cycles, dram_bytes=result.dram_bytes,
     )  # fmt: skip
     taken = estimate_resources(program.config)
     energy = estimate(counted, clock_mhz=program.config.clock_mhz, luts=taken.lut)
@@ -112,9 +113,14 @@ def _task(subject: Subject, name: str, accuracy_images: int, threads: int, annou
         "activity": counted.as_dict(),
         "energy": energy.as_dict(),
         "roof": roofline.roof(program.config, dram.bytes_per_cycle).as_dict(),
-        "layers": _layers(program, task, result, queues),
-        "experts": _experts(task, result),
-        "memory": _memory(program, task),
+        "layers": [
+            layer
+            for part, of in zip(parts, queues, strict=True)
+            for layer in _layers(program, part, result, of, f"{part.name}: " if len(parts) > 1 else "")
+        ],
+        "experts": [gate for part in parts for gate in _experts(part, result)],
+        "memory": _memory(program, longest(parts)),
+        "host": [asdict(step) for step in result.steps if step.host_ms is not None],
         "cpu": [],
         "accuracy": None,
     }
@@ -123,8 +129,13 @@ def _task(subject: Subject, name: str, accuracy_images: int, threads: int, annou
         feeds = subject.inputs[name].floats(0, 1)
         out["cpu"] = [run.as_dict() for run in cpu.measure(subject.models[name], feeds, threads)]
         announce(f"{name}: accuracy of int8 against float")
-        out["accuracy"] = _accuracy(subject, program.pipeline(name), accuracy_images)
+        out["accuracy"] = _accuracy(subject, pipeline, accuracy_images)
     return out
+
+
+def longest(parts: Sequence[Task]) -> Task:
+    """Of a pipeline's programs the one with most to do, which stands for all where only one can be shown."""
+    return max(parts, key=lambda part: part.macs)
 
 
 def _mean_queues(task: Task, result: "Result") -> dict[str, list[float]]:
@@ -148,17 +159,22 @@ def _by_gate(task: Task, queues: Mapping[str, Sequence[float]]) -> dict[int, Seq
 
 
 def _layers(
-    program: Program, task: Task, result: "Result", queues: Mapping[str, Sequence[float]]
+    program: Program, task: Task, result: "Result", queues: Mapping[str, Sequence[float]], prefix: str
 ) -> list[dict[str, Any]]:
-    """A row for each group of layers, in the order of execution, and one for what no layer accounts for."""
+    """A row for each group of layers, in the order of execution, and one for what no layer accounts for.
+
+    The result's names begin with ``prefix`` where it has several programs.
+    """
     assert result.layers is not None
     instructions = program.instructions(task)
-    measured = {layer.name: layer.cycles for layer in result.layers}
+    mine = [layer for layer in result.layers if layer.name.startswith(prefix)]
+    measured = {layer.name.removeprefix(prefix): layer.cycles for layer in mine}
     entries = {entry.name: entry for entry in listing.grouped_layers(program, task)}
     out = []
     for group in group_layers(task):
         cycles = sum(measured.pop(layer.name) for layer in group.layers)
         point = roofline.point(program.config, group, instructions, queues, cycles)
+        point = replace(point, name=f"{prefix}{point.name}")
         entry = entries[group.name]
         busy = point.macs / (cycles * program.config.macs_per_cycle) if cycles > 0 else None
         out.append(
@@ -167,7 +183,8 @@ def _layers(
             | {"mac_utilisation": busy}
         )
     rest = sum(measured.values())
-    return [*out, {"name": "output", "kind": "output", "role": "results out", "macs": 0, "cycles": rest}]
+    ending = {"name": f"{prefix}output", "kind": "output", "role": "results out", "macs": 0, "cycles": rest}
+    return [*out, ending]
 
 
 def _experts(task: Task, result: "Result") -> list[dict[str, Any]]:

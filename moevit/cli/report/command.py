@@ -80,7 +80,7 @@ def command(
     from moevit.container import load
 
     program = load(container)
-    chosen = [program.task(name).name for name in tasks] or [task.name for task in program.tasks]
+    chosen = [program.pipeline(name).name for name in tasks] or list(program.names)
     files = _models(models, program)
     if backend == "rtl" and not inputs:
         raise InputError("Missing option '--inputs'", where="--backend rtl", mend="or choose --backend cycle")
@@ -114,12 +114,12 @@ def _models(arguments: Sequence[str], program: "Program") -> dict[str, Path]:
     """The ONNX file of each task. Raises InputError for a task that there is not, or a file that is not there."""
     from moevit.cli.compile import parse_models
 
-    if len(program.tasks) == 1 and len(arguments) == 1 and "=" not in arguments[0]:
-        files = {program.tasks[0].name: Path(arguments[0])}
+    if len(program.names) == 1 and len(arguments) == 1 and "=" not in arguments[0]:
+        files = {program.names[0]: Path(arguments[0])}
     else:
         files = parse_models(arguments) if arguments else {}
     for name, path in files.items():
-        program.task(name)
+        program.pipeline(name)
         if not path.is_file():
             raise InputError("no such file", where=f"--onnx {path}")
     return files
@@ -128,7 +128,7 @@ def _models(arguments: Sequence[str], program: "Program") -> dict[str, Path]:
 def _inputs(program: "Program", name: str, files: Sequence[Path]) -> "Inputs":
     from moevit.sim.inputs import read_inputs
 
-    return read_inputs({x.name: x.shape for x in program.task(name).inputs}, files)
+    return read_inputs({x.name: x.shape for x in program.pipeline(name).inputs}, files)
 
 
 def _run(
@@ -136,6 +136,7 @@ def _run(
 ) -> tuple["Result", list[dict[str, Any]]]:
     """A task's result, and of rtl its timeline."""
     from moevit.cli.report.spans import read_spans
+    from moevit.pipeline import machine_tasks
     from moevit.sim import verilate
     from moevit.sim.simulate import simulate
 
@@ -144,9 +145,12 @@ def _run(
     verilate.build(program.config, announce=output.note)
     with tempfile.TemporaryDirectory(prefix="moevit-report-") as folder:
         trace = Path(folder) / "trace.json"
+        parts = machine_tasks(program, program.pipeline(name))
+        if len(parts) > 1:  # a timeline is of one program
+            return simulate(program, inputs, name, backend=backend, limit=limit), []
         result = simulate(program, inputs, name, backend=backend, limit=limit, timeline=trace)
         assert result.cycles is not None
-        return result, read_spans(trace, program.task(name), result.cycles[0])
+        return result, read_spans(trace, parts[0], result.cycles[0])
 
 
 def _write_tables(folder: Path, report: Mapping[str, Any]) -> None:
@@ -175,6 +179,8 @@ def _say(output: Output, report: Mapping[str, Any]) -> None:
             f"{1000 * total['typical']:.3g} mJ (estimated, {1000 * total['low']:.3g} … {1000 * total['high']:.3g}; "
             f"accelerator and its DRAM traffic alone {1000 * own['typical']:.3g})"
         )
+        for step in task["host"]:
+            output.say(f"  {step['name']} on this CPU: {step['host_ms']:.3f} ms (measured), not in the above")
         for run in task["cpu"]:
             energy = f", {1000 * run['joules']:.3g} mJ" if run["joules"] else ", energy counters not readable"
             output.say(f"  onnxruntime {run['precision']} on this CPU: {run['latency_ms']:.3f} ms (measured){energy}")

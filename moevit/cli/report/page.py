@@ -116,6 +116,12 @@ def _task(values: Values, name: str, plots: Mapping[str, str]) -> str:
         f"{shown(moved['weights'])} bytes of weights, {shown(moved['instructions'])} of instructions, "
         f"{shown(moved['activations'])} of images and results.</p>",
     ]
+    if task["host"]:
+        listed = ", ".join(f"{html.escape(s['name'])} {s['host_ms']:.3g} ms" for s in task["host"])
+        parts.append(
+            f"<p>Parts of the model run on the host and are in none of the figures above: {listed}, measured on this "
+            "CPU.</p>"
+        )
     titles = {
         "roofline": ("Roofline", "Filled: against DRAM bytes; open: against bytes of the operand memory"),
         "layers": ("Cycles by layer", "Layers overlap: this is what each adds"),
