@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from moevit.compiler.calibrate import Range, calibrate
+from moevit.compiler.calibrate import Range, observe
 from moevit.compiler.emit import Emitter, Routing
 from moevit.compiler.fuse import fuse
 from moevit.compiler.hazards import check_program
 from moevit.compiler.ir import Graph
-from moevit.compiler.joint import join_ranges
+from moevit.compiler.joint import join_statistics
 from moevit.compiler.legalise import legalise
 from moevit.compiler.memory import BlockStore
 from moevit.compiler.parallel import one_blas_thread
 from moevit.compiler.partition import Plan, plan, stored
+from moevit.compiler.ptq import tune
 from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
 from moevit.compiler.verify import verify
@@ -161,12 +162,14 @@ def prepare(
     """The first half of :func:`compile_graphs`."""
     seconds = {} if seconds is None else seconds
     graphs = {name: verify(legalise(graph), "legalise") for name, graph in graphs.items()}
-    stages, ranges = {}, {}
+    seen = {}
     for name, graph in graphs.items():
         with _Clock(seconds, progress, name if len(graphs) > 1 else "")("calibrate"):
-            stages[name] = fuse(graph)
-            ranges[name] = calibrate(graph, data[name])
-    return Prepared(stages, join_ranges(graphs, ranges))
+            fuse(graph)  # what no stage takes is an error before the long part
+            seen[name] = observe(graph, data[name])
+    seen = join_statistics(graphs, seen)
+    tuned = {name: tune(graph, seen[name]) for name, graph in graphs.items()}
+    return Prepared({n: t.stages for n, t in tuned.items()}, {n: t.ranges for n, t in tuned.items()})
 
 
 @one_blas_thread

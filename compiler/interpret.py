@@ -186,6 +186,33 @@ def take_input(entry: Input, inputs: Mapping[str, NDArray[Any]]) -> Array:
     return value.reshape(len(value), *entry.shape).astype(np.float32)
 
 
+def steps(
+    graph: Graph, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None
+) -> Iterator[tuple[str, Array, tuple[Array, ...]]]:
+    """Every tensor of the graph for a batch of inputs, as it is computed: its name, its value, and of what.
+
+    Only what is still to be read is held. Arguments and errors are those of `run`.
+    """
+    tensors = {entry.name: take_input(entry, inputs) for entry in graph.inputs}
+    if len({len(t) for t in tensors.values()}) > 1:
+        sizes = ", ".join(f"'{n}' {len(t)}" for n, t in tensors.items())
+        raise InputError(f"the inputs hold different numbers of images: {sizes}")
+    last = {name: op for op in graph.ops for name in op.inputs}
+    for name, value in tensors.items():
+        yield name, value, ()
+    for op in graph.ops:
+        operands = tuple(tensors[i] for i in op.inputs)
+        with np.errstate(all="ignore"):  # a model whose values overflow has results that are not finite
+            result = mixture(op, operands[0], observe) if isinstance(op, MoE) else evaluate(op, *operands)
+        for name in set(op.inputs):
+            if last[name] is op:
+                del tensors[name]
+        tensors[op.output] = result.astype(np.float32, copy=False)
+        yield op.output, tensors[op.output], operands
+        if op.output not in last:
+            del tensors[op.output]
+
+
 def run(
     graph: Graph, inputs: Mapping[str, NDArray[Any]], observe: Observer | None = None
 ) -> dict[str, Array]:
@@ -209,16 +236,7 @@ def run(
     InputError
         For an input that is missing, or has another shape or a type that is not a number.
     """
-    tensors = {entry.name: take_input(entry, inputs) for entry in graph.inputs}
-    if len({len(t) for t in tensors.values()}) > 1:
-        sizes = ", ".join(f"'{n}' {len(t)}" for n, t in tensors.items())
-        raise InputError(f"the inputs hold different numbers of images: {sizes}")
-    with np.errstate(all="ignore"):  # a model whose values overflow has results that are not finite
-        for op in graph.ops:
-            operands = [tensors[i] for i in op.inputs]
-            result = mixture(op, operands[0], observe) if isinstance(op, MoE) else evaluate(op, *operands)
-            tensors[op.output] = result.astype(np.float32, copy=False)
-    return tensors
+    return {name: value for name, value, _ in steps(graph, inputs, observe)}
 
 
 def outputs(graph: Graph, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from moevit.compiler.calibrate import Range
 from moevit.compiler.ir import Graph, MoE, Op
+from moevit.compiler.ptq.statistics import Channels, Floats, Statistics
 
 Ranges = dict[str, Range]
 _OWN = ("name", "output", "source")  # what an operation is called and not what it does
@@ -22,15 +23,36 @@ _GATE = ("gate_weight", "gate_bias")
 
 def join_ranges(graphs: Mapping[str, Graph], ranges: Mapping[str, Ranges]) -> dict[str, Ranges]:
     """Ranges by task, with those of corresponding tensors united."""
-    places = {task: dict(_places(graph, ranges[task])) for task, graph in graphs.items()}
-    united: dict[str, Range] = {}
+    joined = join_statistics(graphs, {task: Statistics(of_task, {}, {}) for task, of_task in ranges.items()})
+    return {task: of_task.ranges for task, of_task in joined.items()}
+
+
+def join_statistics(graphs: Mapping[str, Graph], seen: Mapping[str, Statistics]) -> dict[str, Statistics]:
+    """Statistics by task, with those of corresponding tensors united.
+
+    All that is decided from them (formats, and how channels are evened out) is then the same in each task.
+    """
+    if len(graphs) == 1:
+        return dict(seen)
+    places = {task: dict(_places(graph, seen[task].ranges)) for task, graph in graphs.items()}
+    ranges: Ranges = {}
+    channels: dict[str, Channels] = {}
+    hidden: dict[str, Floats] = {}
     for task, of_task in places.items():
+        s = seen[task]
         for tensor, place in of_task.items():
-            r = ranges[task][tensor]
-            before = united.get(place, r)
-            united[place] = Range(min(before.low, r.low), max(before.high, r.high))
+            r = s.ranges[tensor]
+            ranges[place] = ranges[place].joined(r) if place in ranges else r
+            if (c := s.channels.get(tensor)) is not None:
+                channels[place] = channels[place].joined(c) if place in channels else c
+            if (h := s.hidden.get(tensor)) is not None:
+                hidden[place] = hidden.get(place, 0) + h
     return {
-        task: ranges[task] | {tensor: united[place] for tensor, place in of_task.items()}
+        task: Statistics(
+            seen[task].ranges | {t: ranges[place] for t, place in of_task.items()},
+            seen[task].channels | {t: channels[place] for t, place in of_task.items() if place in channels},
+            seen[task].hidden | {t: hidden[place] for t, place in of_task.items() if place in hidden},
+        )
         for task, of_task in places.items()
     }
 

@@ -93,11 +93,14 @@ class QuantisedMoe:
     output: Format
 
 
+QuantisedStage = QuantisedLinear | QuantisedAttention | QuantisedMoe
+
+
 @dataclass(frozen=True, eq=False)
 class Quantised:
     """All stages in integers, and the formats of all tensors between them."""
 
-    stages: tuple[QuantisedLinear | QuantisedAttention | QuantisedMoe, ...]
+    stages: tuple[QuantisedStage, ...]
     formats: dict[str, Format]
     base: dict[str, NDArray[np.int64]]  #: int16 constants that embedding outputs start from, by tensor
 
@@ -165,7 +168,7 @@ def _choose_formats(stages: Stages, ranges: dict[str, Range]) -> dict[str, Forma
 def quantise(stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig) -> Quantised:
     """Quantise every stage for ``config`` (whose columns decide the padding of attention heads)."""
     formats = _choose_formats(stages, ranges)
-    out: list[QuantisedLinear | QuantisedAttention | QuantisedMoe] = []
+    out: list[QuantisedStage] = []
     base: dict[str, NDArray[np.int64]] = {}
     heads = {s.output: (s.heads, s.head_dim) for s in stages.stages if isinstance(s, AttentionStage)}
     for s in stages.stages:
