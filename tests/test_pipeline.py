@@ -305,3 +305,17 @@ def test_waveforms_and_timelines_of_several_parts_are_numbered(tmp_path: Path) -
     values = from_arrays({"x": (3, nets.IMAGE, nets.IMAGE)}, nets.inputs(1))
     simulate(mine, values, backend="rtl", timeline=tmp_path / "t.json")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.1.json", "t.2.json"]
+
+
+def test_on_a_device(tmp_path: Path) -> None:
+    """The driver runs both programs and the host's step between them: the same bytes as the simulator's."""
+    data, out = tmp_path / "x.npz", tmp_path / "m.moevit"
+    np.savez(data, **nets.inputs(2))  # type: ignore[arg-type]
+    program("sin").save(out)
+    answer = moevit_cli("run", out, "--device", "rtl", "--inputs", data, "--check", "--outputs", tmp_path / "y.npz")
+    assert answer["bit_exact"] and answer["task"] == "main" and answer["images"] == 2
+    assert list(answer["host_seconds"]) == ["main@host1"]
+    want = program("sin").run(nets.inputs(2), backend="rtl")
+    with np.load(tmp_path / "y.npz") as got:
+        assert all(np.array_equal(got[name], values) for name, values in want.outputs.items())
+    assert answer["checked_values"] == 2 * sum(y.rows * y.channels for t in program("sin").tasks for y in t.outputs)
