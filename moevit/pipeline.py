@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 MACHINE = "machine"
 HOST = "host"
 
+#: NumPy's names of what a tensor between steps can hold
+DTYPES = frozenset(
+    ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
+)
+
 
 @dataclass(frozen=True)
 class Value:

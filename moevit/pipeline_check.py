@@ -4,13 +4,10 @@ import hashlib
 
 from moevit.errors import ContainerError
 from moevit.host import check_model
-from moevit.pipeline import HOST, MACHINE, HostPart, Pipeline, Value, step_values
+from moevit.pipeline import DTYPES, HOST, MACHINE, HostPart, Pipeline, Value, step_values
 from moevit.program import Program
 
 MAX_ELEMENTS = 1 << 28  #: of one tensor between steps
-DTYPES = frozenset(
-    ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
-)
 
 
 def check_pipelines(program: Program) -> None:

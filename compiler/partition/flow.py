@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from moevit.compiler.frontend.model import input_shape
 from moevit.compiler.partition.probe import run, session_of
 from moevit.errors import ModelError
-from moevit.pipeline import Value
+from moevit.pipeline import DTYPES, Value
 
 #: operators whose results differ from run to run
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -112,7 +112,7 @@ def flow_of(model: onnx.ModelProto, where: str) -> Flow:
 
     Raises
     ------
-    ModelError : an input cannot be given, or onnxruntime cannot run the model
+    ModelError : an input cannot be given, onnxruntime cannot run the model, or a tensor of it is no array of numbers
     """
     model = _normal(model, where)
     graph = model.graph
@@ -214,6 +214,8 @@ def _computed(
     values = {n: Value(n, dtypes[n].name, shapes[n]) for n in inputs}
     for t in tensors:
         values[t] = Value(t, _dtype(types[t]), tuple(int(n) for n in got[t + _SHAPE]))
+        if values[t].dtype not in DTYPES:
+            raise ModelError(f"tensor '{t}' is {types[t]}", where=where, mend="end the exported model before it")
     return values, {n: got[n] for n in wanted}
 
 

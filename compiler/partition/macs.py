@@ -11,7 +11,9 @@ from moevit.compiler.partition.flow import Flow
 def node_macs(flow: Flow, node: onnx.NodeProto) -> int:
     """Multiply-accumulates of a node for one image; those of operators that are not ONNX's own, roughly."""
     if node.domain not in ("", "ai.onnx"):
-        return prod(flow.shape(node.output[0])) * max(flow.shape(node.input[0])[-1:], default=1)
+        first = next((n for n in node.input if n), None)
+        made = next(o for o in node.output if o)
+        return prod(flow.shape(made)) * (max(flow.shape(first)[-1:], default=1) if first else 1)
     if node.op_type in ("MatMul", "Gemm", "MatMulInteger", "QLinearMatMul"):
         shape = flow.shape(node.input[0])
         across = any(a.name == "transA" and a.i for a in node.attribute)

@@ -183,3 +183,12 @@ def test_calibration_reads_the_model_itself(tmp_path: Path) -> None:
     assert np.array_equal(data["main#1"]["x"], given["x"])
     (inner,) = data["main#2"].values()
     assert inner.shape == (3, nets.TOKENS, nets.WIDTH) and -1 <= inner.min() < -0.5 and 0.5 < inner.max() <= 1
+
+
+def test_text_has_no_place_between_steps(tmp_path: Path) -> None:
+    """A tensor that holds no numbers: the model is refused as if there were no host."""
+    net = nets.Vit()
+    y = net.op("Cast", net.op("Sin", net.head(net.block(net.embed()))), to=onnx.TensorProto.STRING)
+    net.save(tmp_path / "m.onnx", net.op("Cast", y, to=onnx.TensorProto.FLOAT))
+    with pytest.raises(UnsupportedOpError, match="Sin"):
+        plan("main", tmp_path / "m.onnx")
