@@ -9,6 +9,7 @@ that each weight comes once, and all rows of a block lie behind each other in th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,14 +68,16 @@ def plan_output(draft: Draft, s: LinearStage, q: QuantisedLinear, orders: Sequen
 def _wanted(draft: Draft, s: LinearStage, columns: int, q: QuantisedLinear) -> tuple[int, int]:
     """Of rows of so many columns: the fewest that are copied at a time, of which there may be several, and the best."""
     config, stride = draft.config, draft.words(columns, q.output)
-    tile_bytes, bus = config.rows * stride * config.columns, config.axi_bytes
-    tile = config.rows * (bus // math.gcd(bus, tile_bytes))  # whole bus words
+    tile = _tile_rows(draft, stride * config.columns)
     wanted = max(s.rows // OUTPUT_CHUNKS, CHUNK_BYTES // (stride * config.columns))
     return tile, layout.ceil_div(wanted, tile) * tile
 
 
 def emit_output(draft: Draft, s: LinearStage, q: QuantisedLinear, window: Window, offset: int) -> Tensor:
     """Add an output's rows and their copies to ``offset`` of the output buffer.
+
+    Where the window has two chunks, a part's DMA_OUT stands behind the LINEAR of the next part. That would else not
+    retire, nor let the next copy begin, before the bus has answered this one.
 
     Returns its tensor, which has the rows of all blocks behind each other.
     """
@@ -83,33 +86,56 @@ def emit_output(draft: Draft, s: LinearStage, q: QuantisedLinear, window: Window
     out = draft.tensor(s.output, blocks * s.rows, q.key_channels // blocks, q.output, window=window.slots * chunk)
     row_bytes = out.stride * draft.config.columns
     copies: list[int] = []
-    taken: dict[int, int] = {}  # by the number of a place in the window: when its last copy is done
+    ends: list[int] = []  # the row behind each of them
+    waiting: list[DmaOut] = []
     for block in range(blocks):
         own = block * tiles, (block + 1) * tiles
         held = len(draft.column_chunks(s.name, q, *own)) == 1  # one set of weights serves all chunks
         streams: list[int] = []
-        for first in range(0, s.rows, chunk):
-            end = min(first + chunk, s.rows)
+        for first, end in _parts(draft, s.rows, window, row_bytes if block == 0 else 0):
             row = block * s.rows + first
-            place = len(copies) % window.slots
+            left = row + end - first - out.window  # rows that these take the places of
+            after = next(copy for copy, e in zip(copies, ends, strict=False) if e >= left) + 1 if left > 0 else 0
             rows = Rows(
                 name=f"{s.name}#{row}", x=x, input_row=s.row + first, out=out, output_row=row, rows=end - first,
                 tiles=own, macs=share(s.macs, row, row + end - first, out.rows), source=s.source,
             )  # fmt: skip
             work = emit_linear(
-                draft, q, rows, after=taken.get(place, 0), release=end == s.rows or not held, streams=streams
+                draft, q, rows, after=after, release=end == s.rows or not held, streams=streams
             )
             streams = work.streams if held else []
-            copies.append(
-                draft.issue(
-                    DmaOut(
-                        wait=work.last + 1, src=draft.row_word(out, row), words=rows.rows * out.stride,
-                        offset=offset + row * row_bytes,
-                    )
+            waiting.append(
+                DmaOut(
+                    wait=work.last + 1, src=draft.row_word(out, row), words=rows.rows * out.stride,
+                    offset=offset + row * row_bytes,
                 )
             )  # fmt: skip
-            taken[place] = copies[-1] + 1
+            ends.append(row + end - first)
+            while len(waiting) >= window.slots:
+                copies.append(draft.issue(waiting.pop(0)))
+    for copy in waiting:
+        draft.issue(copy)
     return out
+
+
+def _parts(draft: Draft, rows: int, window: Window, row_bytes: int) -> list[tuple[int, int]]:
+    """The rows of each LINEAR of a block: a chunk each, but of the first block, which has ``row_bytes``, smaller ones
+    until a window of two is full.
+
+    Where the bus is slower than the array, all that it waits for is the first part.
+    """
+    ends = {*range(window.chunk, rows, window.chunk), rows}
+    if row_bytes and window.slots > 1:
+        step = _tile_rows(draft, row_bytes)
+        step *= layout.ceil_div(CHUNK_BYTES, step * row_bytes)
+        ends |= {base + at for base in (0, window.chunk) for at in range(step, window.chunk, step)}
+    return list(pairwise([0, *sorted(ends)]))
+
+
+def _tile_rows(draft: Draft, row_bytes: int) -> int:
+    """The fewest rows that are whole tiles and whole bus words."""
+    bus = draft.config.axi_bytes
+    return draft.config.rows * (bus // math.gcd(bus, draft.config.rows * row_bytes))
 
 
 def in_blocks(order: Order | None, rows: int, channels: int, blocks: int) -> Order:

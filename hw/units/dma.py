@@ -30,6 +30,7 @@ RUN_QUEUE_DEPTH = 16  #: runs that have been requested and wait for their data
 PLAN_QUEUE_DEPTH = 4  #: moves that wait for their data
 MOVE_QUEUE_DEPTH = 8  #: moves that wait for the activation memory
 PAIR_QUEUE_DEPTH = 4  #: pairs read, or being read, for DMA_OUT
+UNANSWERED = 3  #: DMA_OUTs that may wait for the answers to their writes
 
 FAULTS_LAYOUT = data.StructLayout({
     "input_range": 1, "output_range": 1, "image_range": 1, "activation_range": 1,
@@ -387,6 +388,7 @@ class DmaCopyOut(wiring.Component):
     -------
     start : In(1); job : In(JOB_WIDTH) and address : In stay while busy
     moving : Out(1), a word or a bus word of one was packed
+    sent : Out(1), from the cycle after start: nothing is left to be read or requested, the next one may start
     o_request, o_data, act_read : as ``o_write``, ``o_write_data``, ``act_read`` in Dma
 
     Throughput: a word per cycle, or its bus words when it has several.
@@ -399,6 +401,7 @@ class DmaCopyOut(wiring.Component):
             "job": In(JOB_WIDTH),
             "address": In(config.axi_address_width),
             "moving": Out(1),
+            "sent": Out(1),
             "o_request": Out(request_signature(config)),
             "o_data": Out(write_data_signature(config)),
             "act_read": Out(ActivationReadSignature(config)),
@@ -414,6 +417,12 @@ class DmaCopyOut(wiring.Component):
         self._read(m, job, pairs)
         self._unpack(m, job, pairs, word, word_valid, word_last, word_take)
         self._pack(m, word, word_valid, word_last, word_take)
+        unsent = Signal()
+        m.d.comb += self.sent.eq(~unsent & ~self.o_request.valid)
+        with m.If(word_take & word_last):
+            m.d.sync += unsent.eq(0)
+        with m.If(self.start):
+            m.d.sync += unsent.eq(1)
         return m
 
     def _request(self, m, job):
@@ -498,6 +507,8 @@ class DmaCopyOut(wiring.Component):
 class Dma(wiring.Component):
     """Executes DMA_IN and DMA_OUT, one after the other, in order.
 
+    The bus answers the writes of a DMA_OUT while further ones are under way, UNANSWERED at most. A DMA_IN, and an
+    instruction that cannot be executed, wait until all have been answered.
     An instruction's extents in both memories are computed while it may still have to wait; when one of them
     ends beyond its buffer or memory, nothing is transferred and the unit stops.
 
@@ -609,6 +620,15 @@ class Dma(wiring.Component):
 
     def _sequence(self, m, queue, extents, copy_in, copy_out, job, is_out, check, wrong):
         reached = Signal()
+        unanswered = Signal(range(UNANSWERED + 1))
+        all_answered, go = Signal(), Signal()
+        read_done = Signal()
+        m.d.sync += unanswered.eq(unanswered + copy_out.start - self.write_done)
+        m.d.comb += [
+            all_answered.eq(unanswered == 0),
+            go.eq(reached & Mux(is_out & ~wrong.as_value().any(), unanswered != UNANSWERED, all_answered)),
+            self.done.eq(read_done | self.write_done),
+        ]
         m.d.sync += reached.eq(~(self.retired - job_view(DmaIn, job).wait)[15])
         waits = causes("busy", "dependency", "dram", "memory", "pipeline", "start")  # in the order of rank
         writing, reading = self.act_write, self.act_read
@@ -616,7 +636,10 @@ class Dma(wiring.Component):
         m.d.comb += [self.busy.eq(1), waits.start.eq(1), self.marks.done.eq(self.done)]
         with m.FSM(name="dma"):
             with m.State("IDLE"):
-                m.d.comb += [queue.r_en.eq(1), self.busy.eq(queue.r_rdy), waits.start.eq(queue.r_rdy)]
+                m.d.comb += [
+                    queue.r_en.eq(1), self.busy.eq(queue.r_rdy | ~all_answered),
+                    waits.start.eq(queue.r_rdy), waits.dram.eq(~all_answered & ~queue.r_rdy),
+                ]
                 m.d.comb += self.marks.take.eq(queue.r_rdy)
                 m.d.sync += [job.eq(queue.r_data), is_out.eq(queue.r_data[:8] == DmaOut.opcode)]
                 with m.If(queue.r_rdy):
@@ -633,9 +656,9 @@ class Dma(wiring.Component):
                 m.d.sync += self.reading.eq(reached & ~is_out)
                 m.next = "WAIT"
             with m.State("WAIT"):
-                m.d.comb += waits.dependency.eq(~reached)
+                m.d.comb += [waits.dependency.eq(~reached), waits.dram.eq(~go)]
                 m.d.sync += self.reading.eq(reached & ~is_out)
-                with m.If(reached):
+                with m.If(go):
                     m.d.comb += self.marks.first.eq(1)
                     with m.If(wrong.as_value().any()):
                         m.next = "FAULT"
@@ -654,18 +677,17 @@ class Dma(wiring.Component):
                     waits.pipeline.eq(1),
                 ]
                 with m.If(~copy_in.busy):
-                    m.d.comb += self.done.eq(1)
+                    m.d.comb += read_done.eq(1)
                     m.next = "IDLE"
             with m.State("OUT"):
-                # Neither moving: the write port is not ready, or all is sent and its answers are awaited.
+                # Neither moving: the write port is not ready.
                 m.d.comb += [
                     waits.busy.eq(copy_out.moving),
                     waits.dram.eq(~reading.valid),
                     waits.memory.eq(reading.valid & ~reading.ready),
                     waits.pipeline.eq(1),
                 ]
-                with m.If(self.write_done):
-                    m.d.comb += self.done.eq(1)
+                with m.If(copy_out.sent):
                     m.next = "IDLE"
             with m.State("FAULT"):
                 m.d.comb += self.faults.eq(wrong)

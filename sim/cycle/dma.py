@@ -37,6 +37,7 @@ class Dma:
         self._kernel, self._config, self._dram, self._queue, self._copies = kernel, config, dram, queue, copies
         self._retirement = retirement
         self._raised = 0
+        self._sent = 0  # when the last word of a DMA_OUT has left
         self._came: list[tuple[int, int]] = []  # of bursts: the last beat has left the FIFO, beats
         self.waits = {"busy": 0, "dependency": 0, "dram": 0}
 
@@ -44,6 +45,7 @@ class Dma:
         """Copies one after the other."""
         retired = self._retirement.retired
         idle = 0
+        answered = [0]  # when the DMA_OUTs have been
         for number, copy in enumerate(self._copies):
             while len(self._queue.pushed) <= number:
                 yield self._queue.pushed
@@ -62,16 +64,20 @@ class Dma:
             if copy.wait and retired[copy.wait - 1] + REACHED > start:
                 self.waits["dependency"] += retired[copy.wait - 1] + REACHED - start
                 start = retired[copy.wait - 1] + REACHED
+            first = 0 if into else len(answered) - units.UNANSWERED  # of those that it may not begin before
+            start = max(start, answered[-1 if into else first] + 1) if first >= 0 else start
             yield start
             if isinstance(instruction, DmaIn):
                 if start > self._dram.paced_until:
                     self._dram.paced_from = start
                 self._dram.paced_until = inf
                 done = yield from self._copy_in(instruction, start)
+                idle = done + 1
                 self._dram.paced_until = done + units.LINGER_CYCLES
             else:
                 done = yield from self._copy_out(instruction, start)
-            idle = done + 1
+                answered.append(done)
+                idle = self._sent + 2
             self._retirement.finish(copy.index, done)
 
     def _copy_in(self, job: DmaIn, start: int) -> Step:
@@ -148,16 +154,19 @@ class Dma:
         per_beat = max(1, beat // word)
         address = job.offset // beat
         packed, sent, left = start + WORD_OUT, 0, beats
-        done = 0
+        done = last = 0
         while left:
             size = min(left, units.BURST_BEATS - address % units.BURST_BEATS)
             sent += size
             last = packed + (sent * per_beat if per_beat > 1 else sent) - 1
             there = last + units.WRITE_DATA + 1
             yield there
-            done = int(self._dram.write(there, size)) - 1 + self._dram.latency + ANSWERED
+            end = int(self._dram.write(there, size))
+            last = max(last, end - units.WRITE_FIFO)
+            done = end - 1 + self._dram.latency + ANSWERED
             left -= size
             address += size
+        self._sent = last
         self.waits["busy"] += job.words * each
-        self.waits["dram"] += max(0, done - start - job.words * each)
+        self.waits["dram"] += max(0, last - start - job.words * each)
         return done

@@ -69,7 +69,9 @@ ROUTE_START = 2  #: route.py, _START
 
 RUN_QUEUE_DEPTH = 16  #: dma.py
 DMA_IN_LATENCY = 11  #: Dma: to the first request, without loops
+UNANSWERED = 3  #: dma.py
 DMA_OUT_LATENCY = 7  #: Dma: to the first request
+WRITE_FIFO = 32  #: AxiWritePort's default, beats
 WRITE_DATA = 3  #: AxiWritePort: from a burst's last data to ``awvalid``
 
 _MULTIPLY_LATENCY = 3  # arithmetic.py

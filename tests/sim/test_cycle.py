@@ -145,6 +145,8 @@ def test_constants_are_those_of_the_units() -> None:
         "APPEND_LATENCY": route_scores.APPEND_LATENCY,
         "ROUTE_START": route._START,
         "RUN_QUEUE_DEPTH": dma.RUN_QUEUE_DEPTH,
+        "UNANSWERED": dma.UNANSWERED,
+        "WRITE_FIFO": _default(axi_write.AxiWritePort, "fifo_depth"),
     }
     assert {name: getattr(units, name) for name in pairs} == pairs
 
