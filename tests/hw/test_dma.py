@@ -10,7 +10,7 @@ from hw.bench import put, run
 from moevit.config import CONFIGS
 from moevit.hw.interfaces import ACTIVATION_READ_LATENCY, events_layout
 from moevit.hw.units.axi_write import AxiWritePort
-from moevit.hw.units.dma import Dma
+from moevit.hw.units.dma import UNANSWERED, Dma
 from moevit.hw.units.read_mux import ReadMux
 from moevit.isa import DmaIn, DmaOut, encode
 
@@ -323,6 +323,24 @@ def test_dma_out_rate(shape):
         assert bench.cycle <= max(words, 4800 // 16) + 110
 
     bench.run(process)
+
+
+def test_copies_do_not_wait_for_each_others_answers():
+    bench = Bench(SHAPES["tiny"], latency=100)
+    out = [DmaOut(src=20 * i, words=20, offset=160 * i) for i in range(2 * UNANSWERED)]
+    into = DmaIn(offset=0, segment_bytes=160, dst=0)
+    act, dram = bench.apply([*out, into])
+
+    async def process(ctx):
+        await bench.execute(ctx, [*out, into])
+
+    bench.run(process)
+    assert bench.memory.bytes == dram
+    assert bench.activations == act
+    starts = bench.done_times[:UNANSWERED]
+    assert starts[-1] - starts[0] < 100  # the first ones were under way together
+    assert bench.done_times[UNANSWERED] - starts[0] > 100  # but no more than these
+    assert bench.done_times[-1] - bench.done_times[-2] > 100  # a DMA_IN only begins when all have been answered
 
 
 def test_short_runs_are_not_latency_bound():
