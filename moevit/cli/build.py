@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,8 +101,11 @@ def _build(output: Output, board: "Board", config: "AcceleratorConfig", folder: 
     values |= {"config_digest": f"{config.digest:016x}", "files": files}
     vivado = project.find_vivado()
     if vivado is None:
-        calls = _check_script(files["script"])
-        output.say(f"Executed its {calls} Vivado commands with stand-ins for Vivado: it has not run in Vivado.")
+        calls = _check_script(files["script"]) if find_spec("_tkinter") else None
+        if calls is None:
+            output.say("Its Tcl was not checked: Python has no tkinter (Debian and Ubuntu: apt-get install python3-tk).")
+        else:
+            output.say(f"Executed its {calls} Vivado commands with stand-ins for Vivado: it has not run in Vivado.")
         raise VendorToolMissingError(
             "Vivado is not on PATH; the project is complete", where=str(folder),
             mend=f"run this where Vivado {VERSION} is: {' '.join(project.command(folder))}",

@@ -4,6 +4,7 @@ import json
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from moevit.boards.vivado.wrapper import bus_ports, masters
 from moevit.boards.zynq import get_zynq_board
 from moevit.cli import cli
 from moevit.config import CONFIGS, AcceleratorConfig, get_config
-from moevit.errors import ConfigError
+from moevit.errors import ConfigError, ToolError
 from moevit.hw.verilog import port_list
 from moevit.registers import ADDRESS_WIDTH
 
@@ -212,6 +213,19 @@ def test_without_vivado_the_project_is_written_and_the_status_is_3(tmp_path: Pat
     assert sorted(p.name for p in folder.iterdir()) == [
         "build.tcl", "moevit.json", "moevit.v", "moevit.xdc", "moevit_axi.v",
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_tkinter_the_tcl_is_not_checked_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moevit.cli.build.find_spec", lambda name: None)
+    result = CliRunner().invoke(cli, ["build", "zcu104", "-o", str(tmp_path)])
+    assert result.exit_code == 3, result.output
+    assert "was not checked" in result.stdout and "it has not run" not in result.stdout
+    monkeypatch.setitem(sys.modules, "tkinter", None)
+    with pytest.raises(ToolError, match="Python was built without Tcl; install tkinter"):
+        record(tmp_path / "build.tcl")
 
 
 @pytest.mark.usefixtures("quick")
