@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SPREAD = 4.0  #: standard deviations that a channel is expected to reach
+MANY = 1000  #: tokens that show more of a channel's extremes than its deviation says
 BUCKETS = 1 << 15  #: of positive float32 values: eight bits of exponent, the first seven of the fraction
 
 
@@ -51,9 +52,9 @@ class Channels:
 
     @property
     def expected(self) -> tuple[Floats, Floats]:
-        """Extremes that other inputs may be expected to have: those seen, or what lies ``SPREAD`` standard deviations
-        from the mean. Few tokens do not show a channel's extremes."""
-        deviation = SPREAD * np.sqrt(self.power(self.mean))
+        """Extremes that other inputs may be expected to have: those seen, or where ``MANY`` tokens have not been seen,
+        what lies ``SPREAD`` standard deviations from the mean, and less the more there were."""
+        deviation = SPREAD * min(1.0, MANY / self.count) * np.sqrt(self.power(self.mean))
         return np.minimum(self.low, self.mean - deviation), np.maximum(self.high, self.mean + deviation)
 
     @property
