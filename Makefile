@@ -13,12 +13,14 @@ CORE := $(VENV)/.core
 TEST := $(VENV)/.test
 TRAIN := $(VENV)/.train
 DEV := $(VENV)/.dev
+ULX3S := $(VENV)/.ulx3s
 INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help
 help:
 	@echo 'make demo        compile the shipped model, run it on real images, compare the simulators'
 	@echo 'make bench       cycles of the standing workloads on the Verilog; BENCH_ARGS for other ones'
+	@echo 'make bitstream   the ULX3S, by open tools'
 	@echo 'make test        the default tests'
 	@echo 'make test-slow   the tests that take minutes'
 	@echo 'make test-torch  the tests that train or export with torch'
@@ -36,6 +38,10 @@ demo: $(CORE)
 .PHONY: bench
 bench: $(CORE)
 	$(PYTHON) -m moevit.cli bench $(BENCH_ARGS)
+
+.PHONY: bitstream
+bitstream: $(ULX3S)
+	$(PYTHON) -m moevit.cli build ulx3s -o build/ulx3s
 
 .PHONY: test
 test: $(TEST)
@@ -85,6 +91,10 @@ $(TEST): $(CORE)
 $(TRAIN): $(TEST)
 	$(INSTALL) --editable '.[test,train,zoo]'
 	$(INSTALL) --no-deps timm
+	@touch $@
+
+$(ULX3S): $(CORE)
+	$(INSTALL) --editable '.[ulx3s]'
 	@touch $@
 
 $(DEV): $(CORE)

@@ -17,6 +17,7 @@ from moevit.boards.ulx3s import report, toolchain
 from moevit.boards.ulx3s.design import Design
 from moevit.boards.ulx3s.gateware.board import TOP, generate
 from moevit.boards.ulx3s.pins import constraints
+from moevit.errors import ToolError
 from moevit.sim.verilate import cache_folder
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ SYNTHESIS = (
     f"write_verilog -noattr {CELLS}",
 )
 DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")
+ROUTER = ("--router", "router2")  #: the other one takes half an hour
 PACK = ("--compress", "--svf", SVF, ROUTED, BITSTREAM)
 
 _ITERATION = re.compile(r"at iteration #(\d+)")
@@ -98,7 +100,7 @@ def build(design: Design, target: Path, *, seed: int = SEED, announce: Announce 
     synthesised = synthesise(design, announce)
     pins = constraints()
     route = (
-        *DEVICE, "--json", str(synthesised.folder / NETLIST), "--lpf", CONSTRAINTS, "--textcfg", ROUTED,
+        *DEVICE, *ROUTER, "--json", str(synthesised.folder / NETLIST), "--lpf", CONSTRAINTS, "--textcfg", ROUTED,
         "--report", TIMING, "--freq", f"{design.clock_mhz:g}", "--seed", str(seed), "--timing-allow-fail",
     )  # fmt: skip
     arguments = [a for a in route if a != str(synthesised.folder / NETLIST)]
@@ -186,10 +188,12 @@ def _kept(kind: str, digest: str, make: Callable[[Path], None], announce: Announ
         (temporary / SECONDS).write_text(json.dumps(time.monotonic() - started))
         if not place.is_dir():  # another process may have been faster
             os.replace(temporary, place)
-    except BaseException:
-        for log in temporary.glob("*.log"):  # what an error message names
-            shutil.copy(log, place.parent / f"failed-{log.name}")
-        raise
+    except ToolError as error:
+        kept = [place.parent / f"failed-{log.name}" for log in temporary.glob("*.log")]
+        for log in kept:
+            shutil.copy(temporary / log.name.removeprefix("failed-"), log)
+        logs = " and ".join(map(str, kept))
+        raise ToolError(error.what, where=error.where, mend=f"the whole log: {logs}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return place

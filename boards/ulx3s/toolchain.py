@@ -69,7 +69,7 @@ def _run(command: list[str], folder: Path, log: Path, what: str, follow: Callabl
             process.kill()
             raise
     if process.returncode != 0:
-        raise ToolError(_reason(log), where=what, mend=f"the whole log: {log}")
+        raise ToolError(_reason(log), where=what)
 
 
 def _reason(log: Path) -> str:

@@ -63,7 +63,8 @@ class Clock(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         d = self.dividers
-        locked, clock = Signal(), ClockSignal("sync")
+        locked = Signal()
+        clock = ClockSignal("sync")
         m.submodules.pll = Instance(
             "EHXPLLL",
             ("a", "ICP_CURRENT", "12"),

@@ -182,7 +182,7 @@ class HostLink(wiring.Component):
             with m.State("DONE"):
                 m.d.sync += [last_sequence.eq(sequence), last_status.eq(status), repeatable.eq(1)]
                 m.next = "ANSWER"
-            self._answer(m, transmitter, crc, fetch, sequence, status, write, count, index, place, last_word)
+            self._answer(m, transmitter, crc, fetch, word, sequence, status, write, count, index, place, last_word)
         return m
 
     def _give_up(self, m, receiver, quiet):
@@ -227,7 +227,7 @@ class HostLink(wiring.Component):
                     m.d.sync += status.eq(frames.Status.BUS)
                 m.next = "NEXT"
 
-    def _answer(self, m, transmitter, crc, fetch, sequence, status, write, count, index, place, last_word):
+    def _answer(self, m, transmitter, crc, fetch, word, sequence, status, write, count, index, place, last_word):
         """The answer, byte by byte."""
         out = transmitter.i_data
         sent = out.valid & out.ready
@@ -248,16 +248,22 @@ class HostLink(wiring.Component):
                     m.d.sync += place.eq(0)
                     m.next = "ANSWER CRC"
                     with m.If(words != 0):
-                        m.next = "ANSWER WORDS"
+                        m.next = "ANSWER LOAD"
+        with m.State("ANSWER FETCH"):
+            m.next = "ANSWER LOAD"
+        with m.State("ANSWER LOAD"):  # a register between block RAM, which is slow, and the CRC
+            m.d.sync += word.eq(fetch.data)
+            m.next = "ANSWER WORDS"
         with m.State("ANSWER WORDS"):
             m.d.comb += [
-                out.valid.eq(1), out.payload.eq(fetch.data.word_select(place[:WORD_SELECT], 8)),
+                out.valid.eq(1), out.payload.eq(word[:8]),
                 crc.valid.eq(sent), crc.data.eq(out.payload),
             ]
             with m.If(sent):
-                m.d.sync += place.eq(place + 1)
+                m.d.sync += [place.eq(place + 1), word.eq(word >> 8)]
                 with m.If(place == frames.WORD_BYTES - 1):
                     m.d.sync += [place.eq(0), index.eq(index + 1)]
+                    m.next = "ANSWER FETCH"
                     with m.If(last_word):
                         m.next = "ANSWER CRC"
         with m.State("ANSWER CRC"):
