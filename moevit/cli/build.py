@@ -103,7 +103,7 @@ def _build(output: Output, board: "Board", config: "AcceleratorConfig", folder: 
     if vivado is None:
         calls = _check_script(files["script"]) if find_spec("_tkinter") else None
         if calls is None:
-            output.say("Its Tcl was not checked: Python has no tkinter (Debian and Ubuntu: apt-get install python3-tk).")
+            output.say("Its Tcl was not checked: Python has no tkinter (on Debian: apt-get install python3-tk).")
         else:
             output.say(f"Executed its {calls} Vivado commands with stand-ins for Vivado: it has not run in Vivado.")
         raise VendorToolMissingError(
