@@ -35,11 +35,14 @@ def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
 
 
-def cosine(graph: ir.Graph, *, config: str = "tiny", count: int = 4) -> tuple[float, Compiled]:
-    """The least cosine between integer and float outputs over random inputs; isa and reference agree."""
+def cosine(graph: ir.Graph, *, config: str = "tiny", count: int = 16) -> tuple[float, Compiled]:
+    """The median cosine between integer and float outputs over random inputs; isa and reference agree.
+
+    The median, as single images of normal noise lie beyond the clipped ranges, which says nothing about the graph.
+    """
     data = normal_inputs(graph, 16 + count)
     compiled = compile_graphs({"main": graph}, CONFIGS[config], {"main": data})
     tested = {k: v[:count] for k, v in data.items()}
     got = simulated(compiled, graph, tested).outputs
     want = outputs(graph, run(graph, tested))
-    return min(float(cosines(got[name], want[name]).min()) for name in want), compiled
+    return min(float(np.median(cosines(got[name], want[name]))) for name in want), compiled

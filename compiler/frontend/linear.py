@@ -1,4 +1,4 @@
-"""Products with constant matrices: MatMul, Gemm, Conv over whole patches, batch normalisation."""
+"""Products with constant matrices: MatMul, Gemm, Conv over and into whole patches, batch normalisation."""
 
 from collections.abc import Sequence
 from math import prod
@@ -150,6 +150,38 @@ def conv_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]
     return [
         out.reshape(*grid, len(weight)).transpose(spatial, *range(spatial)).reshape(1, len(weight), *grid)
     ]
+
+
+def conv_transpose_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
+    """ConvTranspose whose kernel is its stride: each pixel becomes a patch, by a product with a matrix.
+
+    `(1, C, h, w)` to `(1, D, h * kh, w * kw)`, or the same with one spatial axis.
+    """
+    x, weight, bias = (*inputs, None)[:3]
+    if not isinstance(x, View) or isinstance(weight, View) or isinstance(bias, View):
+        raise Unmapped("its weights depend on the data", "they must be constants")
+    kernel = tuple(weight.shape[2:])
+    spatial, ones = len(kernel), [1] * len(kernel)
+    strides = tuple(node.attribute("strides", ones))
+    way_out = "supported are patches that do not overlap: stride equal to the kernel, no padding, one group"
+    if node.attribute("group", 1) != 1:
+        raise Unmapped(f"a transposed convolution in {node.attribute('group')} groups", way_out)
+    if strides != kernel:
+        raise Unmapped(f"its kernel is {_by(kernel)} but its stride {_by(strides)}", way_out)
+    if any(d != 1 for d in node.attribute("dilations", ones)) and kernel != tuple(ones):
+        raise Unmapped("a dilated transposed convolution", way_out)
+    padded = any(node.attribute("pads", [0])) or any(node.attribute("output_padding", [0]))
+    if padded or node.attribute("output_shape") is not None:
+        raise Unmapped("a padded transposed convolution", way_out)
+    channels, size = weight.shape[1], prod(kernel)
+    grid = x.shape[2:]
+    rows = x.reshape(x.shape[1], prod(grid)).transpose(1, 0)
+    out = project(tracer, node, rows, np.asarray(weight, np.float64).reshape(len(weight), channels * size).T)
+    if bias is not None:
+        out = with_constant(tracer, node, "Add", out, np.repeat(np.asarray(bias, np.float64), size), left=False)
+    axes = [a for i in range(spatial) for a in (i, spatial + 1 + i)]
+    out = out.reshape(*grid, channels, *kernel).transpose(spatial, *axes)
+    return [out.reshape(1, channels, *(g * k for g, k in zip(grid, kernel, strict=True)))]
 
 
 def batch_norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View | None]:

@@ -1,7 +1,7 @@
 """From an ONNX file to a verified graph."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -20,15 +20,19 @@ from moevit.compiler.verify import run_passes
 from moevit.errors import ModelError, UnsupportedNode, UnsupportedOpError
 
 
-def load(path: str | PathLike[str], *, check: bool = True) -> Graph:
+def load(
+    path: str | PathLike[str], *, check: bool = True, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Graph:
     """Read an ONNX model as a graph of the accelerator's operations.
 
     Parameters
     ----------
     path : path
-        The file; float32, batch 1 or dynamic, all other extents fixed.
+        The file; float32, batch 1 or dynamic, all other extents fixed, there or by `shapes`.
     check : bool
         Compare the graph with onnxruntime on random inputs.
+    shapes : mapping, optional
+        Shapes of inputs, the batch with them, for a model with other dynamic extents.
 
     Returns
     -------
@@ -41,7 +45,7 @@ def load(path: str | PathLike[str], *, check: bool = True) -> Graph:
     UnsupportedOpError
         If nodes that an output depends on cannot be mapped; it holds all of them.
     """
-    graph = lower(read(path), str(path))
+    graph = lower(read(path, shapes), str(path))
     if check:
         check_against_onnxruntime(path, graph)
     return graph

@@ -1,5 +1,6 @@
 """Reading an ONNX file: everything about it that can be wrong is found here, with a way to mend it."""
 
+from collections.abc import Mapping, Sequence
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -8,27 +9,32 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from moevit.compiler.frontend.shapes import fix_shapes
 from moevit.compiler.frontend.space import MAX_ELEMENTS
 from moevit.errors import ModelError
 
-MIN_OPSET = 13
+MIN_OPSET = 11
+_CONVERTED = 13  # operator sets before it have attributes where there are inputs since, and another Softmax
 _DTYPES = ("float32", "uint8", "int8")
 _NUMBERS = "fiub"  # kinds of NumPy types
 _SMALL_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int4", "uint4")
 
 
-def read(path: str | PathLike[str]) -> onnx.ModelProto:
-    """The model of a file, checked, its local functions inlined.
+def read(path: str | PathLike[str], shapes: Mapping[str, Sequence[int]] | None = None) -> onnx.ModelProto:
+    """The model of a file, checked, its local functions inlined, its inputs of the given shapes.
 
     Raises
     ------
     ModelError
         If the file is missing, truncated or not valid ONNX, lacks its external data, or has an operator set
         or an input that cannot be read.
+    InputError
+        If an input cannot have the shape that is given for it.
     """
     where = str(path)
     if not Path(path).is_file():
@@ -59,10 +65,14 @@ def read(path: str | PathLike[str]) -> onnx.ModelProto:
         onnx.checker.check_model(model)
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        if opsets(model)[""] < _CONVERTED:
+            model = onnx.version_converter.convert_version(model, _CONVERTED)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"this is not valid ONNX: {_line(error)}", where=where, mend="export it again"
         ) from error
+    if shapes:
+        fix_shapes(model, shapes, where)
     return model
 
 
@@ -153,7 +163,7 @@ def _check_opset(model: onnx.ModelProto, where: str) -> None:
         raise ModelError(
             f"operator set {version} is not among {MIN_OPSET} to {newest}",
             where=where,
-            mend="export it with opset 17 to 20"
+            mend=f"export it with opset 17 to {min(newest, 23)}"
             + ("" if version < MIN_OPSET else ", or install a newer onnx"),
         )
 

@@ -7,34 +7,54 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moevit.compiler.frontend.functions import as_function, with_constant
-from moevit.compiler.frontend.gate import FORM
-from moevit.compiler.frontend.mixture import shows_mixture
+from moevit.compiler.frontend.gate import FORM, is_part
+from moevit.compiler.frontend.mixture import reduce_sum_node, shows_mixture
 from moevit.compiler.frontend.node import Node, Unmapped
 from moevit.compiler.frontend.space import Centred, Function, Mean, Norm, Opaque, Pointwise, View
 
 if TYPE_CHECKING:
     from moevit.compiler.frontend.trace import Tracer
 
+_RMS = (
+    "the machine's normalisation subtracts the mean, which RMS normalisation does not",
+    "let the host do it, or train with layer normalisation",
+)
 _PROBE = np.array([1e-3, 0.5, 1.0, 4.0, 100.0])
 
 
 def mean_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
     """ReduceMean over any axes."""
     view: View = inputs[0]
+    axes = _axes(node, inputs)
+    if axes is None:
+        return [view]
+    if shows_mixture(tracer.space, view):
+        raise Unmapped("it averages experts, whose scores are weights already, instead of adding them", FORM)
+    return [mean(tracer, node, view, axes, node.attribute("keepdims", 1))]
+
+
+def sum_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
+    """ReduceSum: of a mixture of experts, or a mean times the number of what is added."""
+    view: View = inputs[0]
+    try:
+        return reduce_sum_node(tracer, node, inputs)
+    except Unmapped:
+        if shows_mixture(tracer.space, view) or is_part(tracer.space, view):
+            raise
+    axes = _axes(node, inputs) or ()
+    out = mean(tracer, node, view, axes, node.attribute("keepdims", 1))
+    return [out.affine(mul=prod(view.shape[a] for a in axes))]
+
+
+def _axes(node: Node, inputs: Sequence[Any]) -> list[int] | None:
+    """The axes that a node reduces, an input since opset 18 (13 for sums) and an attribute before; None for none."""
+    rank = len(inputs[0].shape)
     axes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else node.attribute("axes")
     if isinstance(axes, View):
         raise Unmapped("its axes depend on the data", "export with fixed shapes")
-    if axes is None or not len(np.asarray(axes).reshape(-1)):
-        if node.attribute("noop_with_empty_axes", 0):
-            return [view]
-        axes = range(len(view.shape))
-    if shows_mixture(tracer.space, view):
-        raise Unmapped("it averages experts, whose scores are weights already, instead of adding them", FORM)
-    return [
-        mean(
-            tracer, node, view, [int(a) for a in np.asarray(axes).reshape(-1)], node.attribute("keepdims", 1)
-        )
-    ]
+    if axes is None or not np.size(axes):
+        return None if node.attribute("noop_with_empty_axes", 0) else list(range(rank))
+    return [int(a) % rank for a in np.asarray(axes).reshape(-1)]
 
 
 def global_pool_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
@@ -97,6 +117,10 @@ def normalise(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View |
     for x, d in ((a, b), *([(b, a)] if op == "Mul" else [])):
         centred = tracer.space.whole(x)
         if not isinstance(centred, Centred) or x.add != 0:
+            if _is_rms(tracer, x, d):
+                return tracer.space.add(
+                    Opaque(origin=node.origin, shape=x.shape, operands=(x,), reason=_RMS[0], way_out=_RMS[1])
+                )
             continue
         base, function = as_function(tracer, d)
         variance = _row_value(tracer, base)
@@ -114,6 +138,20 @@ def normalise(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View |
         norm = tracer.space.add(Norm(origin=origin, shape=rows.shape, x=rows, eps=eps))
         return norm.reshape(*x.shape).affine(mul=scale * x.mul)
     return None
+
+
+def rms_norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
+    """RMSNormalization (opset 23)."""
+    raise Unmapped(*_RMS)
+
+
+def _is_rms(tracer: "Tracer", x: View, d: View) -> bool:
+    """Whether `d` is a function of the mean of `x` squared."""
+    mean_square = _row_value(tracer, as_function(tracer, d)[0])
+    square = tracer.space.whole(mean_square.x) if isinstance(mean_square, Mean) else None
+    if not isinstance(square, Pointwise) or not square.base.matrix().same_elements(x.plain().matrix()):
+        return False
+    return bool(np.allclose(square.function(_PROBE), _PROBE**2, rtol=1e-9))
 
 
 def _row_value(tracer: "Tracer", view: View) -> Any:
@@ -158,7 +196,7 @@ def unmapped_mean(value: Mean | Centred) -> Opaque:
     return Opaque(
         origin=value.origin,
         shape=value.shape,
-        reason="this mean is neither over all tokens nor part of a layer normalisation",
+        reason="this mean or sum is neither over all tokens nor part of a layer normalisation",
         way_out="supported are means over tokens and (x - mean) / sqrt(variance + eps) over channels",
         operands=(value.x,),
     )

@@ -37,12 +37,14 @@ HANDLERS: dict[str, Handler] = {
     "ReduceMean": norm.mean_node,
     "GlobalAveragePool": norm.global_pool_node,
     "LayerNormalization": norm.layer_norm_node,
+    "RMSNormalization": norm.rms_norm_node,
     "Softmax": attention.softmax_node,
     "Attention": attention.attention_node,
     "MatMul": linear.matmul_node,
     "Gemm": linear.gemm_node,
     "Einsum": einsum.einsum_node,
     "Conv": linear.conv_node,
+    "ConvTranspose": linear.conv_transpose_node,
     "BatchNormalization": linear.batch_norm_node,
     "TopK": gate.top_k_node,
     "GatherElements": gate.gather_node,
@@ -50,7 +52,7 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(gate.COMPARISONS, gate.compare_node),
     "Not": gate.not_node,
     "Where": gate.where_node,
-    "ReduceSum": mixture.reduce_sum_node,
+    "ReduceSum": norm.sum_node,
     "com.microsoft.MoE": contrib.moe_node,
 }
 

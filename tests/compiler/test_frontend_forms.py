@@ -389,6 +389,7 @@ REFUSED: list[tuple[Callable[[Net], str], Sequence[str], str]] = [
     (lambda n: n.op("MatMul", n.linear("x", 8, 5), n.linear("x", 8, 4)), ["MatMul"], "outside attention"),
     (masked, ["MatMul"], "mask"),
     (lambda n: n.op("ReduceMean", n.linear("x", 8, 4), n.ints(2)), ["ReduceMean"], "neither over all tokens"),
+    (lambda n: n.op("ReduceSum", n.linear("x", 8, 4), n.ints(2)), ["ReduceSum"], "neither over all tokens"),
     (lambda n: n.op("Mul", n.op("Relu", n.linear("x", 8, 4)), n.random(4)), ["Relu"], "scaled by constants"),
     (lambda n: n.op("Mul", n.linear("x", 8, 4), n.random(5, 4)), [], "differ between tokens"),
     (lambda n: n.op("MatMul", "x", n.random(1, 8, 8)) and n.op("Abs", "x"), ["Abs"], "elementwise function"),
