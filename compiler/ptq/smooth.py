@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from moevit.compiler.ir import Array, Attention, Graph, LayerNorm, Linear, MoE, Op, Rows
 from moevit.compiler.ptq.statistics import Range, Statistics
 from moevit.compiler.stages import LinearStage, Stage, Stages
+from moevit.numerics.layernorm import BETA_FRACTION, BETA_WIDTH
 
 Floats = NDArray[np.float64]
 
@@ -105,9 +106,17 @@ def _after_norm(graph: Graph, statistics: Statistics, norm: LayerNorm) -> tuple[
         return graph, statistics
     change = balance(statistics, [norm.output], [w for op in readers for w in _weights(op)])
     gamma, beta = norm.gamma / change.scale, (norm.beta - change.shift) / change.scale
+    after = statistics.changed(norm.output, change.scale, change.shift, MARGIN)
+    if not _beta_fits(beta, after.ranges[norm.output]):
+        return graph, statistics
     changed = [replace(norm, gamma=gamma.astype(np.float32), beta=beta.astype(np.float32))]
     graph = _replaced(graph, [*changed, *(_reader_after(op, change) for op in readers)])
-    return graph, statistics.changed(norm.output, change.scale, change.shift, MARGIN)
+    return graph, after
+
+
+def _beta_fits(beta: Floats, seen: Range) -> bool:
+    """Whether the loader can add ``beta`` to rows with this range: it holds so many steps of them."""
+    return bool(np.abs(beta).max(initial=0) < seen.peak / 127 * 2 ** (BETA_WIDTH - 1 - BETA_FRACTION))
 
 
 def _made_by(graph: Graph, tensor: str) -> Linear | None:
@@ -197,10 +206,11 @@ def spread_kept(stages: Stages, statistics: Statistics) -> tuple[Stages, Statist
         if isinstance(s, LinearStage) and s.norm is not None and s.norm_output == s.output:
             seen, name = statistics.channels[s.output], f"{s.output}#spread"
             half = np.maximum(seen.half, 1e-3 * seen.half.max(initial=1e-6)) * MARGIN
-            norm = replace(
-                s.norm, gamma=(s.norm.gamma / half).astype(np.float32),
-                beta=((s.norm.beta - seen.middle) / half).astype(np.float32),
-            )  # fmt: skip
+            beta = (s.norm.beta - seen.middle) / half
+            if not _beta_fits(beta, Range(-1.0, 1.0)):
+                out.append(s)
+                continue
+            norm = replace(s.norm, gamma=(s.norm.gamma / half).astype(np.float32), beta=beta.astype(np.float32))
             s = replace(s, norm=norm, norm_output=name, weight=np.diag(half).astype(np.float32),
                         bias=seen.middle.astype(np.float32))  # fmt: skip
             statistics = replace(statistics, ranges=statistics.ranges | {name: Range(-1.0, 1.0)})
