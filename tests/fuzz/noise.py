@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-FACTOR = 2.0
+FACTOR = 2.5
 STRETCHES = (1.0, 1.13, 1.3)  #: of the scales, for several roundings
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "MoE"})
 SUMS = frozenset({"Add", "Sub", "Sum"})
