@@ -43,7 +43,9 @@ def plain_netlist(synthesised: Synthesised, announce: Callable[[str], None]) -> 
         f"hierarchy -top {TOP}",
         "proc",
         "flatten",
-        "opt_clean",
+        "rename -hide w:*",  # a net has many long names
+        "opt_expr",
+        "opt_clean -purge",
         "write_verilog -noattr plain.v",
     ]
     kept = synthesised.folder / f"plain-{_digest(*script)}.v"
