@@ -133,31 +133,25 @@ def _latency(values: Values) -> Any:
 
 
 def _energy(values: Values) -> Any:
-    rows = [row for row in machines(values) if row["mj"]][::-1]
-    figure, axes = _figure(0.9 + 0.27 * len(rows))
-    colours = {"estimated": BLUE, "measured": GREEN, "published": METHOD_COLOURS["published"]}
-    for y, row in enumerate(rows):
-        low, typical, high = row["mj"]
-        axes.barh(y, typical, color=colours[row["energy_method"]], height=0.68)
-        if high > low:
-            axes.errorbar(typical, y, xerr=[[typical - low], [high - typical]], color=INK, capsize=3, linewidth=1)
-        axes.text(high * 1.08, y, f"{typical:.3g}", va="center", fontsize=8)
-    _machine_axis(axes, rows, "millijoules a frame (logarithmic; processor system included)")
-    _legend_below(axes, {m: c for m, c in colours.items() if any(r["energy_method"] == m for r in rows)})
-    return figure
+    return _joules(values, lambda row: 1.0, "millijoules a frame (logarithmic; processor system included)")
 
 
 def _efficiency(values: Values) -> Any:
+    return _joules(values, lambda row: 1e9 / row["macs"], "millijoules for 10⁹ multiply-accumulates (logarithmic)")
+
+
+def _joules(values: Values, scale: Callable[[Values], float], label: str) -> Any:
+    """A bar for each machine whose energy is known, with its range; ``scale`` is what a row's is multiplied by."""
     rows = [row for row in machines(values) if row["mj"]][::-1]
     figure, axes = _figure(0.9 + 0.27 * len(rows))
     colours = {"estimated": BLUE, "measured": GREEN, "published": METHOD_COLOURS["published"]}
     for y, row in enumerate(rows):
-        low, typical, high = (mj / row["macs"] * 1e9 for mj in row["mj"])
+        low, typical, high = (mj * scale(row) for mj in row["mj"])
         axes.barh(y, typical, color=colours[row["energy_method"]], height=0.68)
         if high > low:
             axes.errorbar(typical, y, xerr=[[typical - low], [high - typical]], color=INK, capsize=3, linewidth=1)
         axes.text(high * 1.08, y, f"{typical:.3g}", va="center", fontsize=8)
-    _machine_axis(axes, rows, "millijoules for 10⁹ multiply-accumulates (logarithmic)")
+    _machine_axis(axes, rows, label)
     _legend_below(axes, {m: c for m, c in colours.items() if any(r["energy_method"] == m for r in rows)})
     return figure
 
