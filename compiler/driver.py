@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -65,6 +65,7 @@ def compile_model(
     speculate: bool = True,
     route_rows: int | None = None,
     strict: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Compiled:
     """Compile one model per task into one program. What the machine cannot do of one is left to the host.
@@ -76,6 +77,7 @@ def compile_model(
     calibration : called with a task's name and its inputs' shapes; returns float inputs [B, ...] by name
     speculate, route_rows : how mixtures of experts are computed, see :class:`~moevit.compiler.emit.Routing`
     strict : refuse a model with a node that the machine cannot do
+    shapes : whole shapes of inputs, by name, whose extents a model leaves open
     progress : told the name of each step as it starts
 
     Raises
@@ -92,7 +94,7 @@ def compile_model(
     sources = []
     for name, path in models.items():
         with _Clock(seconds, progress, name if len(models) > 1 else "")("read"):
-            plans.append(plan(name, path, strict=strict))
+            plans.append(plan(name, path, strict=strict, shapes=shapes))
             graphs |= plans[-1].graphs
         given = calibration(name, plans[-1].inputs)
         with _Clock(seconds, lambda step: None, "")("calibrate"):

@@ -68,10 +68,10 @@ def spans(instructions: Sequence[Instruction], records: NDArray) -> Iterator[Spa
         yield Span("load", n, start, end + 1, first)
     for unit, begins, ends in (("mac", Mark.MAC_FIRST, Mark.MAC_LAST), ("post", Mark.POST_FIRST, Mark.POST_LAST)):
         yield from (Span(unit, n, a, b + 1) for n, a, b in zip(compute, marks(begins), marks(ends), strict=True))
-    takes, ends = marks(Mark.DMA_TAKE), [end + 1 for end in marks(Mark.DMA_DONE)]
+    takes, done = marks(Mark.DMA_TAKE), [end + 1 for end in marks(Mark.DMA_DONE)]
     # The next one may begin while the bus still answers.
-    ends = [min(end, after) for end, after in zip(ends, [*takes[1:], *ends[-1:]], strict=True)]
-    copies = zip(numbers(DmaIn, DmaOut), takes, marks(Mark.DMA_FIRST), ends, strict=True)
+    done = [min(end, after) for end, after in zip(done, [*takes[1:], *done[-1:]], strict=True)]
+    copies = zip(numbers(DmaIn, DmaOut), takes, marks(Mark.DMA_FIRST), done, strict=True)
     yield from (Span("dma", n, start, end, first) for n, start, first, end in copies)
 
     retiring = [n for n, i in enumerate(instructions) if i.retires]

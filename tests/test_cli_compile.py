@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -269,3 +270,27 @@ def test_a_machine_that_is_too_small_is_named(tmp_path: Path) -> None:
         error = refused(compile_to(target, MODEL, config=file), *change)
         assert error["type"] == "AllocationError"
     assert not target.exists()
+
+
+@pytest.mark.parametrize("text", ["x", "x=", "x=1x", "=1x3", "x=1x-3", "x=1x3.5", f"x={'9' * 40}"])
+def test_a_shape_that_is_none(tmp_path: Path, text: str) -> None:
+    result = moevit(MODEL, "--config", "tiny", "--calib", DATA, "-o", tmp_path / "o", "--shape", text, "--json")
+    refused(result, "is no shape of an input", "NAME=1x3x224x224")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shape_fixes_what_the_model_leaves_open(tmp_path: Path) -> None:
+    proto = onnx.load(MODEL)
+    (entry,) = [i for i in proto.graph.input if i.name not in {x.name for x in proto.graph.initializer}]
+    fixed = [d.dim_value or 1 for d in entry.type.tensor_type.shape.dim]
+    for axis in (2, 3):
+        entry.type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "open.onnx")
+    common = (tmp_path / "open.onnx", "--config", "tiny", "--calib", DATA, "-o", tmp_path / "o.moevit", "--json")
+    refused(moevit(*common), "only the batch may be dynamic")
+    right = moevit(*common, "--shape", f"{entry.name}={'x'.join(map(str, fixed))}")
+    assert right.exit_code == 0, right.output
+    plain = compile_to(tmp_path / "plain.moevit", MODEL)
+    assert json.loads(right.stdout)["instructions"] == json.loads(plain.stdout)["instructions"]
+    refused(moevit(*common, "--shape", "nothing=1x3x8x8"), "there is no input 'nothing'")

@@ -1,7 +1,7 @@
 """What to compile of a model: the machine's graphs, the host's ONNX models, and the order in which they run."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 
@@ -52,7 +52,9 @@ class Plan:
         return _by_graph(self.graphs, {**inputs, **Observer(self.flow, sorted(inner))(inputs)})
 
 
-def plan(name: str, path: str | PathLike[str], *, strict: bool = False) -> Plan:
+def plan(
+    name: str, path: str | PathLike[str], *, strict: bool = False, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Plan:  # fmt: skip
     """Read a model and decide who computes what of it.
 
     Parameters
@@ -60,13 +62,14 @@ def plan(name: str, path: str | PathLike[str], *, strict: bool = False) -> Plan:
     name : of the task
     path : the ONNX file
     strict : whether a node that the machine cannot do is an error
+    shapes : whole shapes of inputs whose extents the model leaves open
 
     Raises
     ------
     ModelError : the file cannot be read, or a part of it differs from the whole
     UnsupportedOpError : nodes cannot be mapped, and ``strict`` is set or nothing else is left
     """
-    model, where = read(path), str(path)
+    model, where = read(path, shapes), str(path)
     try:
         graph = lower(model, where)
         fuse(legalise(graph))

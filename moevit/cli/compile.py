@@ -43,6 +43,10 @@ ONLY_TASK = "main"  #: name of the task when there is one model and it is given 
     help="Fetch an expert's weights only when it is known to have tokens: fewer bytes, more cycles.",
 )
 @click.option(
+    "--shape", "shapes", multiple=True, metavar="NAME=1x3x224x224",
+    help="The whole shape of an input whose extents the model leaves open.",
+)
+@click.option(
     "--strict", is_flag=True,
     help="Refuse a model with a node that the accelerator cannot do, in place of leaving it to the host.",
 )
@@ -53,6 +57,7 @@ def command(
     calibration: tuple[str, ...],
     target: Path,
     no_speculation: bool,
+    shapes: tuple[str, ...],
     strict: bool,
 ) -> dict[str, Any]:
     """Turn ONNX models into a program container.
@@ -66,6 +71,7 @@ def command(
 
     tasks = parse_models(models)
     data = parse_calibration(calibration, tasks)
+    fixed = parse_shapes(shapes)
     _check_target(target, [*tasks.values(), *(path for paths in data.values() for path in paths)])
     config = get_config(config_name)
 
@@ -76,8 +82,8 @@ def command(
     with output.progress("compiling", STEPS_PER_TASK * len(tasks) + 1) as advance:
         done = _Steps(advance)
         compiled = compile_model(
-            tasks, config, lambda task, shapes: read_inputs(shapes, data[task]).floats(),
-            speculate=not no_speculation, strict=strict, progress=done,
+            tasks, config, lambda task, wanted: read_inputs(wanted, data[task]).floats(),
+            speculate=not no_speculation, strict=strict, shapes=fixed, progress=done,
         )  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     container.save(compiled.program, target)
@@ -160,6 +166,20 @@ def parse_calibration(arguments: Sequence[str], tasks: Mapping[str, Path]) -> di
         for path in paths:
             if not path.exists():
                 raise InputError("no such file or folder", where=f"--calib {path}")
+    return out
+
+
+def parse_shapes(arguments: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Input names and shapes, from ``NAME=1x3x224x224``. Raises InputError for what is none."""
+    out: dict[str, tuple[int, ...]] = {}
+    for argument in arguments:
+        name, _, extents = argument.rpartition("=")
+        parts = extents.lower().split("x")
+        if not name or not all(part.isdecimal() and len(part) < 10 for part in parts):
+            raise InputError(
+                "is no shape of an input", where=f"--shape {argument}", mend="write NAME=1x3x224x224, the batch first"
+            )
+        out[name] = tuple(int(part) for part in parts)
     return out
 
 
