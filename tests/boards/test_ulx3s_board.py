@@ -1,4 +1,4 @@
-"""The whole ULX3S design under Verilator, through its serial line with the driver: as generated, and as synthesised."""
+"""The whole ULX3S design under Verilator, through its serial line with the driver."""
 
 import dataclasses
 import random
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from differential.random_program import RandomProgram, random_program
 
-from moevit.boards.ulx3s import flow
 from moevit.boards.ulx3s.design import Design
 from moevit.boards.ulx3s.gateware.board import generate
 from moevit.boards.ulx3s.simulation import model
@@ -123,13 +122,3 @@ def test_an_error_and_what_comes_after_it(device: Device) -> None:
     assert device.read("ERROR") == ErrorCode.WRONG_CONFIGURATION
     device.reset()
     check(device, good)
-
-
-@pytest.mark.slow
-def test_netlist() -> None:
-    """What Yosys made of the design, cell by cell, gives the same bytes."""
-    synthesised = flow.synthesise(DESIGN, print)
-    link, port = open_link(model.plain_netlist(synthesised, print))
-    with Device(link, DESIGN.config) as device:
-        check(device, random_program(DESIGN.config, SEED, LENGTH))
-    assert port.cycles > 10_000
