@@ -26,7 +26,8 @@ help:
 	@echo 'make test-slow   the tests that take minutes'
 	@echo 'make test-torch  the tests that train or export with torch'
 	@echo 'make lint        style, types and the layering of the packages'
-	@echo 'make docs        write the generated pages docs/isa.md and docs/registers.md'
+	@echo 'make gallery     run the commands of docs/gallery.md and renew its pictures'
+	@echo 'make docs        write the generated pages of docs/'
 	@echo 'make venv        only set up .venv, for the moevit command'
 	@echo 'make clean       remove build/ and caches; make distclean also .venv'
 
@@ -77,6 +78,10 @@ docs: $(CORE)
 	$(PYTHON) -m moevit.cli.gendocs --write
 docs-check: $(CORE)
 	$(PYTHON) -m moevit.cli.gendocs --check
+
+.PHONY: gallery
+gallery: $(CORE)
+	$(PYTHON) docs/make_gallery.py
 
 .PHONY: venv
 venv: $(CORE)
