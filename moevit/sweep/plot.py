@@ -17,6 +17,7 @@ def draw(path: Path, rows: Sequence[Row], title: str, device: str | None) -> Non
     """A panel for each cost. Machines that fit the device, or any where none is named, are full; others are rings."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(11, 3.9), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -31,6 +32,10 @@ def draw(path: Path, rows: Sequence[Row], title: str, device: str | None) -> Non
                   marker="o", markersize=4)  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label)
         axes.grid(color=_FAINT, linewidth=0.5, which="both")
         axes.set_axisbelow(True)

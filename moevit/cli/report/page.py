@@ -123,7 +123,8 @@ def _task(values: Values, name: str, plots: Mapping[str, str]) -> str:
             "CPU.</p>"
         )
     titles = {
-        "roofline": ("Roofline", "Filled: against DRAM bytes; open: against bytes of the operand memory"),
+        "roofline": ("Roofline", "Filled: against DRAM bytes; open: against bytes of the operand memory. A layer whose "
+                     "weights came while others computed can lie above the DRAM's line"),
         "layers": ("Cycles by layer", "Layers overlap: this is what each adds"),
         "stages": ("What each stage does", "Share of all cycles, by cause"),
         "timeline": ("Timeline", "When each unit works on which kind of layer, first image"),

@@ -159,7 +159,10 @@ def _joules(values: Values, scale: Callable[[Values], float], label: str) -> Any
 def _machine_axis(axes: Any, rows: Sequence[Values], label: str) -> None:
     labels = [f"{row['name']}, {row['macs'] / 1e9:.2g} GMAC ({_short(row['board'])})" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    from matplotlib.ticker import FuncFormatter
+
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
     axes.set_xlabel(label)
     low, high = axes.get_xlim()
     axes.set_xlim(low, high * 1.8)
