@@ -34,6 +34,16 @@ def _matrix(shape: Shape, what: str) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The format that a quantised model states of a tensor: `(q - zero_point) * scale` for `low <= q <= high`."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Op:
     """What every operation has.
@@ -46,6 +56,8 @@ class Op:
         The tensor it defines.
     source : tuple of str
         The ONNX nodes it was made from.
+    given : Given, optional
+        The output's format, where the model is quantised and states it.
     """
 
     OPERANDS: ClassVar[tuple[str, ...]] = ("x",)
@@ -53,6 +65,7 @@ class Op:
     name: str
     output: str
     source: tuple[str, ...] = ()
+    given: Given | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -240,6 +253,8 @@ class MoE(Op):
         One of `ACTIVATION_KINDS`.
     down_weight, down_bias : array
         `(E, D_out, H)` and `(E, D_out)`.
+    given_hidden : tuple
+        Of each expert, the format of what its activation gives, or None; empty for none at all.
     """
 
     x: str
@@ -253,6 +268,7 @@ class MoE(Op):
     activation: str
     down_weight: Array
     down_bias: Array
+    given_hidden: tuple[Given | None, ...] = ()
 
     @property
     def experts(self) -> int:
@@ -333,10 +349,13 @@ class Input(Tensor):
         What the model takes: "float32", "uint8" or "int8".
     model_shape : tuple of int
         Its shape in the model without the batch, where it differs from `shape` in extents of 1.
+    given : Given, optional
+        Its format, where the model states one.
     """
 
     dtype: str = "float32"
     model_shape: Shape
+    given: Given | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -377,6 +396,8 @@ class Graph:
     inputs, outputs : tuple
         Of `Input` and `Output`.
     ops : tuple of Op
+    integer_weights : bool
+        Whether the model has matrices that are integers times a scale, so that these are to be kept.
     tensors : dict, derived
         Every tensor's shape by name, in order of definition; those that cannot be inferred are missing, and
         `verify` says why.
@@ -386,6 +407,7 @@ class Graph:
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     ops: tuple[Op, ...]
+    integer_weights: bool = False
     tensors: dict[str, Shape] = field(init=False, repr=False)
     _producers: dict[str, Op] = field(init=False, repr=False)
     _readers: dict[str, list[Op]] = field(init=False, repr=False)

@@ -4,9 +4,13 @@ Weights int8 symmetric per output channel; 8-bit activations per tensor, uint8 w
 residual stream int16, one scale for all tensors that are added to each other. Zero points are folded into the
 next layer's bias, the attention's 1/sqrt(d) and log2(e) into the requantisation of the scores, a gate's log2(e) into
 that of its logits. Gate and experts see the same 8-bit rows; each expert has a scale of its own inside.
+
+What a quantised model states is taken as it stands: weights that are integers times a scale, and the formats of tensors
+that have 8 bits here too.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -14,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moevit.compiler.calibrate import Range
+from moevit.compiler.ir import Given, MoE
+from moevit.compiler.ptq.grid import steps_of
 from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, MoeStage, Stage, Stages
 from moevit.config import AcceleratorConfig
 from moevit.errors import UnsupportedNode, UnsupportedOpError
@@ -123,6 +129,41 @@ def _int8(r: Range) -> Format:
     return Format("int8", r.peak / 127)
 
 
+def _unsigned(given: Given) -> Format:
+    """uint8 with the very steps that a model states."""
+    return Format("uint8", given.scale, given.zero_point - given.low)
+
+
+def _signed(given: Given) -> Format:
+    """int8 with the very steps that a model states where zero lies in their middle; else a range that covers it."""
+    reach = max(given.zero_point - given.low, given.high - given.zero_point)
+    return Format("int8", given.scale * (1 if reach <= 128 else reach / 127))
+
+
+def _either(given: Given) -> Format:
+    """The very steps that a model states, where int8 and uint8 can be read."""
+    symmetric = _signed(given)
+    return symmetric if symmetric.scale == given.scale else _unsigned(given)
+
+
+def given_of(stages: Stages, tensor: str) -> Given | None:
+    """The format that the model states of a tensor that has 8 bits in the machine, where it has 8 there too."""
+    op = stages.graph.producer(tensor)
+    source = op or next((i for i in stages.graph.inputs if i.name == tensor), None)
+    return narrow(source.given) if source is not None else None
+
+
+def narrow(given: Given | None) -> Given | None:
+    """A format that the machine's 8 bits can hold."""
+    held = given is not None and given.high - given.low <= 255 and given.low <= given.zero_point <= given.high
+    return given if held else None
+
+
+def given_hidden(op: MoE, expert: int) -> Given | None:
+    """As :func:`given_of`, of what an expert's activation gives."""
+    return narrow(op.given_hidden[expert]) if op.given_hidden else None
+
+
 def _one_sided(r: Range) -> Format:
     scale = max(r.high - r.low, 1e-6) / 255
     return Format("uint8", scale, int(np.clip(round(-r.low / scale), 0, 255)))
@@ -149,19 +190,24 @@ def _choose_formats(stages: Stages, ranges: dict[str, Range]) -> dict[str, Forma
     peaks: dict[str, float] = {}
     for t in wide & set(ranges):  # rows that a mixture of experts starts from have no values of their own
         peaks[root(t)] = max(peaks.get(root(t), 0.0), ranges[t].peak)
+
+    def chosen(tensor: str, of: Callable[[Given], Format], otherwise: Callable[[Range], Format]) -> Format:
+        given = given_of(stages, tensor)
+        return of(given) if given is not None else otherwise(ranges[tensor])
+
     formats = {
-        i.name: residual_format(peaks[root(i.name)]) if i.name in wide else image_format(ranges[i.name])
+        i.name: residual_format(peaks[root(i.name)]) if i.name in wide else chosen(i.name, _unsigned, image_format)
         for i in stages.graph.inputs
     }
     for s in stages.stages:
         if s.output in wide:
             formats[s.output] = residual_format(peaks[root(s.output)])
         elif isinstance(s, LinearStage) and s.activation is not None:
-            formats[s.output] = _one_sided(ranges[s.output])
+            formats[s.output] = chosen(s.output, _unsigned, _one_sided)
         else:
-            formats[s.output] = _int8(ranges[s.output])
+            formats[s.output] = chosen(s.output, _signed, _int8)
         if isinstance(s, LinearStage) and s.key is not None and s.value is not None:
-            formats[s.key], formats[s.value] = _int8(ranges[s.key]), _int8(ranges[s.value])
+            formats[s.key], formats[s.value] = (chosen(t, _signed, _int8) for t in (s.key, s.value))
     return formats
 
 
@@ -170,6 +216,7 @@ def quantise(stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig
     formats = _choose_formats(stages, ranges)
     out: list[QuantisedStage] = []
     base: dict[str, NDArray[np.int64]] = {}
+    kept = stages.graph.integer_weights
     heads = {s.output: (s.heads, s.head_dim) for s in stages.stages if isinstance(s, AttentionStage)}
     for s in stages.stages:
         if isinstance(s, AttentionStage):
@@ -177,34 +224,38 @@ def quantise(stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig
         elif isinstance(s, EmbedStage):
             scale = formats[s.output].scale
             base[s.output] = saturate(np.round(s.base / scale), 16)
-            out.append(_linear(s, formats[s.x], None, formats, None, config))
+            out.append(_linear(s, formats[s.x], None, formats, None, config, kept))
         elif isinstance(s, LinearStage):
             if s.activation:
                 _need_hidden(s, ranges[s.output])
-            out.append(_linear(s, *_load_format(s, formats, ranges), formats, heads.get(s.x), config))
+            out.append(_linear(s, *_load_format(stages, s, formats, ranges), formats, heads.get(s.x), config, kept))
         elif isinstance(s, MoeStage):
-            out.append(_moe(s, *_load_format(s, formats, ranges), formats[s.output], ranges, config))
+            out.append(_moe(s, *_load_format(stages, s, formats, ranges), formats[s.output], ranges, config, kept))
     return Quantised(tuple(out), formats, base)
 
 
 def _load_format(
-    s: LinearStage | MoeStage, formats: dict[str, Format], ranges: dict[str, Range]
+    stages: Stages, s: LinearStage | MoeStage, formats: dict[str, Format], ranges: dict[str, Range]
 ) -> tuple[Format, NormConstants | None]:
     """What the array sees of a stage's input, and how the loader makes it."""
-    given = formats[s.x]
+    stored = formats[s.x]
     if s.norm is not None:
         assert s.norm_output is not None
-        seen = _int8(ranges[s.norm_output])
-        gamma, beta, shift = layernorm.quantise_affine(s.norm.gamma, s.norm.beta, seen.scale)
-        row = layernorm.RowConstants.of(len(s.norm.gamma), s.norm.eps, given.scale, shift)
+        given = given_of(stages, s.norm_output)
+        seen = _int8(ranges[s.norm_output]) if given is None else _either(given)
+        raised = s.norm.beta + seen.zero_point * seen.scale  # what the array sees is q, not q - zero point
+        gamma, beta, shift = layernorm.quantise_affine(s.norm.gamma, raised, seen.scale)
+        row = layernorm.RowConstants.of(len(s.norm.gamma), s.norm.eps, stored.scale, shift)
         return seen, NormConstants(gamma, beta, shift, row)
-    if given.dtype == "int16":  # x * gamma is the 8-bit value: affine's "normal" is the row itself
-        seen = _int8(ranges[s.x])
+    if stored.dtype == "int16":  # x * gamma is the 8-bit value: affine's "normal" is the row itself
+        given = given_of(stages, s.x)
+        seen = _int8(ranges[s.x]) if given is None else _either(given)
         length = (s.weight if isinstance(s, LinearStage) else s.moe.gate_weight).shape[1]
-        ratio = given.scale / seen.scale * 2.0**layernorm.NORMAL_FRACTION
-        gamma, beta, shift = layernorm.quantise_affine(np.full(length, ratio), np.zeros(length), 1.0)
+        ratio = stored.scale / seen.scale * 2.0**layernorm.NORMAL_FRACTION
+        raised = np.full(length, float(seen.zero_point))
+        gamma, beta, shift = layernorm.quantise_affine(np.full(length, ratio), raised, 1.0)
         return seen, NormConstants(gamma, beta, shift, None)
-    return given, None
+    return stored, None
 
 
 def _pad_heads(rows: NDArray, heads: int, head_dim: int, padded: int) -> NDArray:
@@ -221,7 +272,7 @@ def head_padding(head_dim: int, config: AcceleratorConfig) -> int:
 
 def _linear(
     s: LinearStage | EmbedStage, seen: Format, norm: NormConstants | None, formats: dict[str, Format],
-    heads: tuple[int, int] | None, config: AcceleratorConfig,
+    heads: tuple[int, int] | None, config: AcceleratorConfig, kept: bool,
 ) -> QuantisedLinear:  # fmt: skip
     weight, bias = s.weight.astype(np.float64), s.bias.astype(np.float64)
     output = formats[s.output]
@@ -237,7 +288,7 @@ def _linear(
         weight, bias, mid_scale = (_pad_heads(a, 3 * s.heads, s.head_dim, padded) for a in (weight, bias, scales))
         key, value = s.heads * padded, 2 * s.heads * padded
     return QuantisedLinear(
-        s, *_integers(weight, bias, seen, mid_scale), seen.dtype == "int8", norm, kind,
+        s, *_integers(weight, bias, seen, mid_scale, kept), seen.dtype == "int8", norm, kind,
         _second(kind, output), output, key, value,
     )  # fmt: skip
 
@@ -257,12 +308,18 @@ def _clipped(scale: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _integers(
-    weight: NDArray, bias: NDArray, seen: Format, mid_scale: NDArray
+    weight: NDArray, bias: NDArray, seen: Format, mid_scale: NDArray, kept: bool
 ) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Weight, bias, multiplier and shift of rows ``x @ weight.T + bias``, x as ``seen``, in steps of ``mid_scale``."""
+    """Weight, bias, multiplier and shift of rows ``x @ weight.T + bias``, x as ``seen``, in steps of ``mid_scale``.
+
+    With ``kept``, rows that are integers times a scale keep both.
+    """
     peak = np.abs(weight).max(axis=1)
     limit = (1 << (BIAS_WIDTH - 1)) - 1
     scale = np.where(peak > 0, peak, 1.0) / WEIGHT_MAX
+    if kept:
+        steps = steps_of(weight)
+        scale = np.where(steps > 0, steps, scale)
     # where a bias dwarfs its row's weights it decides the row's scale, and the weights round to little or nothing
     scale = np.maximum(scale, np.abs(bias) / (seen.scale * (limit >> 1)))
     q = np.clip(np.round(weight / scale[:, None]), -WEIGHT_MAX, WEIGHT_MAX)
@@ -290,7 +347,7 @@ def _need_hidden(s: LinearStage | MoeStage, hidden: Range) -> None:
 
 def _moe(
     s: MoeStage, seen: Format, norm: NormConstants | None, output: Format, ranges: dict[str, Range],
-    config: AcceleratorConfig,
+    config: AcceleratorConfig, kept: bool,
 ) -> QuantisedMoe:  # fmt: skip
     op = s.moe
 
@@ -300,13 +357,14 @@ def _moe(
     ) -> QuantisedLinear:  # fmt: skip
         whole = ceil_div(len(weight), config.columns) * config.columns
         integers = _integers(weight.astype(np.float64), bias.astype(np.float64), given,
-                             np.full(len(weight), step))  # fmt: skip
+                             np.full(len(weight), step), kept)  # fmt: skip
         return QuantisedLinear(s, *integers, given.dtype == "int8", loads, kind, _second(kind, to), to, whole, whole)
 
     def expert(e: int) -> tuple[QuantisedLinear, QuantisedLinear]:
         values = ranges[f"{op.output}#hidden.{e}"]
         _need_hidden(s, values)
-        hidden = _one_sided(values)
+        given = given_hidden(op, e)
+        hidden = _one_sided(values) if given is None else _unsigned(given)
         return (
             matrix(op.up_weight[e], op.up_bias[e], seen, 2.0**-act.FRACTION, ACTIVATIONS[op.activation], hidden),
             matrix(op.down_weight[e], op.down_bias[e], hidden, output.scale, Activation.NONE, output),

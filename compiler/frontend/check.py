@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from os import PathLike
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -26,13 +27,16 @@ def random_input(entry: Input, n: int, seed: int) -> NDArray[np.generic]:
 
 
 def run_onnxruntime(
-    path: str | PathLike[str], feeds: dict[str, NDArray[np.generic]]
+    path: str | PathLike[str], feeds: dict[str, NDArray[np.generic]], model: onnx.ModelProto | None = None
 ) -> dict[str, NDArray[np.generic]]:
-    """The model's outputs, image by image, `(B, ...)` by name."""
+    """The model's outputs, image by image, `(B, ...)` by name; `model` is computed in the place of the file's."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if model is not None:  # onnxruntime would quantise what is multiplied with weights that are dequantised
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = str(path) if model is None else model.SerializeToString()
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         images = len(next(iter(feeds.values())))
         wanted = {i.name for i in session.get_inputs()}
         rows = [
@@ -48,7 +52,9 @@ def run_onnxruntime(
     return {name: np.stack([np.asarray(r[i]) for r in rows]) for i, name in enumerate(names)}
 
 
-def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 2, seed: int = 0) -> float:
+def check_against_onnxruntime(
+    path: str | PathLike[str], graph: Graph, n: int = 2, seed: int = 0, model: onnx.ModelProto | None = None
+) -> float:
     """Run random inputs through the graph's interpreter and through onnxruntime.
 
     Parameters
@@ -59,6 +65,8 @@ def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 
     n : int
         How many inputs.
     seed : int
+    model : ModelProto, optional
+        What to compare with, where that is not the file itself.
 
     Returns
     -------
@@ -75,7 +83,7 @@ def check_against_onnxruntime(path: str | PathLike[str], graph: Graph, n: int = 
     tries = TRIES_WITH_EXPERTS if any(isinstance(op, MoE) for op in graph) else 1
     for attempt in range(tries):
         try:
-            return _compare(path, graph, n, seed + attempt * len(graph.inputs))
+            return _compare(path, graph, n, seed + attempt * len(graph.inputs), model)
         except DiffersError as error:
             if attempt + 1 == tries:
                 raise ModelError(
@@ -90,9 +98,11 @@ class DiffersError(Exception):
     """One comparison failed."""
 
 
-def _compare(path: str | PathLike[str], graph: Graph, n: int, seed: int) -> float:
+def _compare(
+    path: str | PathLike[str], graph: Graph, n: int, seed: int, model: onnx.ModelProto | None
+) -> float:
     feeds = {entry.name: random_input(entry, n, seed + i) for i, entry in enumerate(graph.inputs)}
-    return compare(graph, feeds, run_onnxruntime(path, feeds), str(path))
+    return compare(graph, feeds, run_onnxruntime(path, feeds, model), str(path))
 
 
 def compare(

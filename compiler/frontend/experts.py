@@ -28,10 +28,10 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """Its two layers; `down` reads what `kind` of activation makes of `up`."""
+    """Its two layers; `down` reads what the activation makes of `up`."""
 
     up: Layer
-    kind: str
+    active: Active
     down_weight: Floats
     down_bias: Floats
 
@@ -69,7 +69,7 @@ class ExpertReader:
             raise Rejected(f"the activation of an expert, '{active.origin.name}', reads no linear layer", _EXPERT)
         return Expert(
             up=self._layer(up.value, up),
-            kind=active.kind,
+            active=active,
             down_weight=weight * hidden.mul,
             down_bias=down.add + weight @ hidden.add,
         )
@@ -96,11 +96,11 @@ class ExpertReader:
 def lower_experts(
     lowering: "Lowering", value: Experts, cols: Addresses, mul: Floats, add: Floats, origin: Origin
 ) -> dict[str, Any]:
-    """The fields of an `ir.MoE` for `value[:, cols] * mul + add`; raises `Rejected`."""
+    """The fields of an `ir.MoE` for `value[:, cols] * mul + add`, and its `actives`; raises `Rejected`."""
     gate, reader = value.gate, ExpertReader(lowering)
     router = reader.gate(gate.choice.logits)
     experts = [reader.expert(output) for output in value.outputs]
-    _need_equal((e.kind for e in experts), "the activations of experts differ")
+    _need_equal((e.active.kind for e in experts), "the activations of experts differ")
     _need_equal((len(e.up.weight) for e in experts), "the hidden widths of experts differ")
     _need_equal((e.up.x for e in experts), "the experts read different tensors")
     _need_equal((router.x, experts[0].up.x), "the gate and the experts read different tensors")
@@ -124,7 +124,8 @@ def lower_experts(
         "order": gate.order,
         "top_k": gate.choice.top_k,
         "threshold": gate.threshold,
-        "activation": experts[0].kind,
+        "activation": experts[0].active.kind,
+        "actives": tuple(e.active for e in experts),
         "source": origin.joined(gate.origin, *reader.origins).names,
     }
 

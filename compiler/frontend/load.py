@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from moevit.compiler.frontend import qdq
 from moevit.compiler.frontend.check import check_against_onnxruntime
+from moevit.compiler.frontend.given import with_formats
 from moevit.compiler.frontend.lower import Lowering
 from moevit.compiler.frontend.model import read
 from moevit.compiler.frontend.rows import choose_rows_early, remove_dead
@@ -45,20 +47,25 @@ def load(
     UnsupportedOpError
         If nodes that an output depends on cannot be mapped; it holds all of them.
     """
-    graph = lower(read(path, shapes), str(path))
+    model = qdq.strip(read(path, shapes))
+    graph = lower(model.model, str(path), formats=model)
     if check:
-        check_against_onnxruntime(path, graph)
+        check_against_onnxruntime(path, graph, model=model.model if model.quantised else None)
     return graph
 
 
-def lower(model: onnx.ModelProto, where: str, inner: Mapping[str, tuple[int, ...]] | None = None) -> Graph:
+def lower(
+    model: onnx.ModelProto, where: str, inner: Mapping[str, tuple[int, ...]] | None = None,
+    formats: qdq.Stripped | None = None,
+) -> Graph:  # fmt: skip
     """As :func:`load`, for a model that :func:`~moevit.compiler.frontend.model.read` has read, without the check.
 
-    `inner` has the whole shapes of inputs that are tensors from inside a larger model.
+    `inner` has the whole shapes of inputs that are tensors from inside a larger model. `formats` are those that the
+    model states of its tensors, which it has no nodes for any more.
     """
     try:
         with _deep_recursion(), np.errstate(all="ignore"):
-            graph = _build(Tracer(model, where, inner), where)
+            graph = _build(Tracer(model, where, inner), where, formats)
     except RecursionError as error:
         raise ModelError("its nodes are nested too deeply", where=where) from error
     except MemoryError as error:
@@ -73,7 +80,7 @@ def lower(model: onnx.ModelProto, where: str, inner: Mapping[str, tuple[int, ...
     )
 
 
-def _build(tracer: Tracer, where: str) -> Graph:
+def _build(tracer: Tracer, where: str, formats: qdq.Stripped | None) -> Graph:
     lowering = Lowering(tracer.space)
     outputs: list[Output | None] = []
     for name, value in tracer.outputs.items():
@@ -91,11 +98,16 @@ def _build(tracer: Tracer, where: str) -> Graph:
     if problems:
         raise UnsupportedOpError(problems, where=where)
     _check_finite(lowering.ops, where)
+    ops, inputs = lowering.ops, lowering.inputs
+    if formats is not None and formats.given:
+        views = ((tracer.view(name), given) for name, given in formats.given.items())
+        ops, inputs = with_formats(lowering, [(view, given) for view, given in views if view is not None])
     return Graph(
         name=Path(where).stem,
-        inputs=tuple(lowering.inputs[s.name] for s in tracer.sources if s.name in lowering.inputs),
+        inputs=tuple(inputs[s.name] for s in tracer.sources if s.name in inputs),
         outputs=tuple(o for o in outputs if o is not None),
-        ops=tuple(lowering.ops),
+        ops=tuple(ops),
+        integer_weights=formats is not None and formats.weights,
     )
 
 

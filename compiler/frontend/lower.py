@@ -72,6 +72,12 @@ class Lowering:
     inputs : dict of str to ir.Input
     problems : dict of str to UnsupportedNode
         By node, each once.
+    sources : dict of str to Source
+        What `inputs` were made from.
+    shown : list
+        Of tensors: name, value, columns, scale and offset by column, of what they show.
+    hidden : dict of str to tuple of Active
+        By mixture of experts, its experts' activations.
     """
 
     def __init__(self, space: Space):
@@ -79,6 +85,9 @@ class Lowering:
         self.ops: list[ir.Op] = []
         self.inputs: dict[str, ir.Input] = {}
         self.problems: dict[str, UnsupportedNode] = {}
+        self.sources: dict[str, Source] = {}
+        self.shown: list[tuple[str, Value, Addresses, Floats, Floats]] = []
+        self.hidden: dict[str, tuple[Active, ...]] = {}
         self._made: dict[Any, str] = {}
         self._names: set[str] = set()
         self._visited: set[int] = set()
@@ -191,7 +200,7 @@ class Lowering:
                 self._need_mapped(self.space.owners(elements.idx))
                 return elements
             for value in pending:
-                self._resolve_value(elements, value)
+                self.settle(elements, value)
 
     def _need_mapped(self, owners: Iterable[Value]) -> None:
         """Note all values that no operation computes; raise `Rejected` if there is one."""
@@ -203,7 +212,8 @@ class Lowering:
         if last is not None:
             raise last
 
-    def _resolve_value(self, elements: Elements, value: Value) -> None:
+    def settle(self, elements: Elements, value: Value) -> None:
+        """Follow elements of one elementwise value to what it reads; raises `Rejected`."""
         idx = elements.idx
         chosen = (idx >= value.start) & (idx < value.start + value.size)
         places = idx[chosen] - value.start
@@ -346,6 +356,7 @@ class Lowering:
         if key not in self._made:
             emitter = self._emitters[type(value)]
             self._made[key] = emitter(value, cols, mul, add, value.origin.joined(*folded), role)
+            self.shown.append((self._made[key], value, cols, mul, add))
         return self._made[key]
 
     def _unmapped(self, value: Value) -> Rejected:
@@ -386,6 +397,7 @@ class Lowering:
             name=value.name, shape=shape, dtype=value.dtype, model_shape=value.model_shape
         )
         self._names.add(value.name)
+        self.sources[value.name] = value
         return value.name
 
     def _projection(
@@ -565,7 +577,10 @@ class Lowering:
             for view in (value.gate.choice.logits, *value.outputs):
                 self.visit(view)
             return _STAND_IN
-        return self._make(None, ir.MoE, origin.name, role, **fields)
+        actives = fields.pop("actives")
+        tensor = self._make(None, ir.MoE, origin.name, role, **fields)
+        self.hidden[tensor] = actives
+        return tensor
 
     def _mean(self, value: Mean, cols: Addresses, mul: Floats, add: Floats, origin: Origin, role: str) -> str:
         """A mean over tokens: attention whose scores are all zero gives each token the same weight."""

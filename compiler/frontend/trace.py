@@ -57,8 +57,14 @@ HANDLERS: dict[str, Handler] = {
 }
 
 WAYS_OUT = {
-    "QuantizeLinear": "give the float model: moevit quantises it itself",
-    "DequantizeLinear": "give the float model: moevit quantises it itself",
+    **dict.fromkeys(
+        ("QuantizeLinear", "DequantizeLinear"),
+        "quantise activations to 8 bits with one constant scale each, or give the float model: moevit quantises it",
+    ),
+    **dict.fromkeys(
+        ("QLinearMatMul", "QLinearConv", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"),
+        "quantise statically with quant_format=QuantFormat.QDQ, or give the float model: moevit quantises it",
+    ),
     "Resize": "end the exported model before it, and let the host resize",
     "ArgMax": "end the exported model before it, and let the host choose",
 }
@@ -107,6 +113,11 @@ class Tracer:
                 self._source(entry)
         self._run(model.graph.node)
         self.outputs = {o.name: self._env.get(o.name) for o in model.graph.output}
+
+    def view(self, name: str) -> View | None:
+        """What a tensor of the model shows; None if it is constant, or nothing is known of it."""
+        value = self._env.get(name)
+        return value if isinstance(value, View) else None
 
     def _source(self, entry: onnx.ValueInfoProto) -> None:
         if entry.name in self._inner:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moevit.compiler import ir
+from moevit.compiler.frontend import qdq
 from moevit.compiler.frontend.check import TOLERANCE, DiffersError, check_against_onnxruntime, compare, random_input
 from moevit.compiler.frontend.load import lower
 from moevit.compiler.frontend.model import read
@@ -69,16 +70,17 @@ def plan(
     ModelError : the file cannot be read, or a part of it differs from the whole
     UnsupportedOpError : nodes cannot be mapped, and ``strict`` is set or nothing else is left
     """
-    model, where = read(path, shapes), str(path)
+    stripped, where = qdq.strip(read(path, shapes)), str(path)
+    model = stripped.model
     try:
-        graph = lower(model, where)
+        graph = lower(model, where, formats=stripped)
         fuse(legalise(graph))
     except UnsupportedOpError as error:
         if strict:
             raise
         refused = error
     else:
-        check_against_onnxruntime(path, graph)
+        check_against_onnxruntime(path, graph, model=model if stripped.quantised else None)
         return Plan(name, {i.name: i.model_shape for i in graph.inputs}, {name: graph})
     try:
         flow = flow_of(model, where)
@@ -87,7 +89,7 @@ def plan(
     if any(flow.values[n].dtype != "float32" for n in flow.inputs):
         raise refused
     try:
-        parts = split(flow, refused.nodes)
+        parts = split(flow, refused.nodes, stripped)
     except UnsupportedOpError as error:
         raise UnsupportedOpError(
             refused.nodes, where=where, mend="and nothing that is left is worth the accelerator's while"

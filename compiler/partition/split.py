@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx
 
 from moevit.compiler import ir
+from moevit.compiler.frontend import qdq
 from moevit.compiler.frontend.load import lower
 from moevit.compiler.fuse import fuse
 from moevit.compiler.legalise import legalise
@@ -43,25 +44,26 @@ class Split:
     macs: dict[str, int]  #: of each node
 
 
-def split(flow: Flow, refused: Iterable[UnsupportedNode] = ()) -> Split:
+def split(flow: Flow, refused: Iterable[UnsupportedNode] = (), formats: qdq.Stripped | None = None) -> Split:
     """Split a model between host and machine.
 
     Parameters
     ----------
     flow : the model
     refused : what the front end says of nodes in the whole of it; these reasons are kept
+    formats : those that the model states of its tensors
 
     Raises
     ------
     UnsupportedOpError : nothing is left for the machine; it holds every node that it refused
     ModelError : the front end cannot read a part
     """
-    return _Splitter(flow, {node.name: node for node in refused}).run()
+    return _Splitter(flow, {node.name: node for node in refused}, formats).run()
 
 
 class _Splitter:
-    def __init__(self, flow: Flow, known: Mapping[str, UnsupportedNode]) -> None:
-        self.flow, self.known = flow, known
+    def __init__(self, flow: Flow, known: Mapping[str, UnsupportedNode], formats: qdq.Stripped | None) -> None:
+        self.flow, self.known, self.formats = flow, known, formats
         self.host: dict[str, HostNode] = {}
         self._lowered: dict[object, ir.Graph] = {}  # by key of the part
         self.macs = {node.name: node_macs(flow, node) for node in flow.nodes}
@@ -120,7 +122,7 @@ class _Splitter:
             return
         inner = {n: flow.shape(n) for n in part.inputs if n not in flow.inputs}
         try:
-            graph = lower(flow.part(part.nodes, part.outputs), flow.where, inner)
+            graph = lower(flow.part(part.nodes, part.outputs), flow.where, inner, self.formats)
         except UnsupportedOpError as error:
             self._blame(part, error.nodes, {})
             return

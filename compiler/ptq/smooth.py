@@ -42,7 +42,12 @@ class Change:
 
 
 def smooth(graph: Graph, statistics: Statistics) -> tuple[Graph, Statistics]:
-    """The graph with its channels evened out, and what calibration would have seen of it."""
+    """The graph with its channels evened out, and what calibration would have seen of it.
+
+    A model that is quantised already stays as it is: its integers would be others, and so would its scales.
+    """
+    if graph.integer_weights or any(op.given is not None for op in graph):
+        return graph, statistics
     for op in graph.ops:
         if isinstance(op, LayerNorm):
             graph, statistics = _after_norm(graph, statistics, op)
@@ -203,7 +208,9 @@ def spread_kept(stages: Stages, statistics: Statistics) -> tuple[Stages, Statist
     brings it to memory becomes a diagonal one, whose rows have scales of their own."""
     out: list[Stage] = []
     for s in stages.stages:
-        if isinstance(s, LinearStage) and s.norm is not None and s.norm_output == s.output:
+        op = stages.graph.producer(s.output)
+        stated = op is not None and op.given is not None
+        if isinstance(s, LinearStage) and s.norm is not None and s.norm_output == s.output and not stated:
             seen, name = statistics.channels[s.output], f"{s.output}#spread"
             half = np.maximum(seen.half, 1e-3 * seen.half.max(initial=1e-6)) * MARGIN
             beta = (s.norm.beta - seen.middle) / half
