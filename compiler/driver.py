@@ -20,6 +20,7 @@ from moevit.compiler.memory import BlockStore
 from moevit.compiler.parallel import one_blas_thread
 from moevit.compiler.partition import Plan, plan, stored
 from moevit.compiler.ptq import tune
+from moevit.compiler.ptq.accuracy import Accuracy, accuracy, need_acceptable
 from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
 from moevit.compiler.verify import verify
@@ -37,7 +38,8 @@ class Compiled:
 
     ``weight_bytes`` are those in the image, ``shared_bytes`` those that identical tensors saved,
     ``peak_activation_bytes`` the most activation memory any task uses. ``host_nodes`` has the nodes of each task
-    that are left to the host, ``host_macs`` their multiply-accumulates.
+    that are left to the host, ``host_macs`` their multiply-accumulates. ``accuracy`` is that of each program's
+    outputs on calibration inputs, by program and output; of :func:`compile_model` only.
     """
 
     program: Program
@@ -48,6 +50,7 @@ class Compiled:
     accelerated_macs: int
     seconds: dict[str, float]
     host_macs: int = 0
+    accuracy: Mapping[str, Mapping[str, Accuracy]] = field(default_factory=dict)
 
     @property
     def host_nodes(self) -> dict[str, list[HostNode]]:
@@ -66,6 +69,7 @@ def compile_model(
     route_rows: int | None = None,
     strict: bool = False,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    accept_accuracy: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Compiled:
     """Compile one model per task into one program. What the machine cannot do of one is left to the host.
@@ -78,11 +82,13 @@ def compile_model(
     speculate, route_rows : how mixtures of experts are computed, see :class:`~moevit.compiler.emit.Routing`
     strict : refuse a model with a node that the machine cannot do
     shapes : whole shapes of inputs, by name, whose extents a model leaves open
+    accept_accuracy : compile also what computes something else than the model, on calibration inputs
     progress : told the name of each step as it starts
 
     Raises
     ------
     ModelError, UnsupportedOpError, InputError, AllocationError : the model, its data or the machine do not fit
+    AccuracyError : the machine's integers do not hold the model's values, and ``accept_accuracy`` is not set
     HazardError : the emitted program is not provably safe (a mistake in the compiler)
     """
     if not models:
@@ -100,11 +106,18 @@ def compile_model(
         with _Clock(seconds, lambda step: None, "")("calibrate"):
             data |= plans[-1].data(given)
         sources.append(Source(name, Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()))
-    compiled = compile_graphs(
-        graphs, config, data, tuple(sources), routing=Routing(speculate, route_rows), progress=progress,
-        seconds=seconds,
-    )  # fmt: skip
-    return _with_host(compiled, plans)
+    prepared = prepare(graphs, data, progress=progress, seconds=seconds)
+    found: dict[str, dict[str, Accuracy]] = {}
+    for name, graph in graphs.items():
+        with _Clock(seconds, lambda step: None, "")("quantise"):
+            quantised = prepared.quantised(name, config)
+        with _Clock(seconds, progress, name if len(graphs) > 1 else "")("check"):
+            found[name] = accuracy(graph, prepared.stages[name], quantised, config, data[name])
+    if not accept_accuracy:
+        need_acceptable(found)
+    routing = Routing(speculate, route_rows)
+    compiled = finish(prepared, config, tuple(sources), routing=routing, progress=progress, seconds=seconds)
+    return replace(_with_host(compiled, plans), accuracy=found)
 
 
 def _with_host(compiled: Compiled, plans: list[Plan]) -> Compiled:

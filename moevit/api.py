@@ -95,6 +95,7 @@ def compile(
     speculate: bool = True,
     route_rows: int | None = None,
     strict: bool = False,
+    accept_accuracy: bool = False,
 ) -> Program:
     """Compile one ONNX model, or several as the tasks of one program. What the machine cannot do is left to the host.
 
@@ -106,10 +107,13 @@ def compile(
     speculate : whether an expert's weights are fetched before it is known to have tokens
     route_rows : tokens that go through all experts at a time; all, or as many as the machine can, when None
     strict : refuse a model with a node that the machine cannot do
+    accept_accuracy : compile also what computes something else than the model on its calibration data, since the
+        machine's integers do not hold its values
 
     Raises
     ------
     ConfigError, ModelError, UnsupportedOpError, InputError, AllocationError : something does not fit
+    AccuracyError : the program's answers are not the model's, and ``accept_accuracy`` is not set
     """
     from moevit.compiler.driver import compile_model
 
@@ -125,7 +129,9 @@ def compile(
             mine = calibration[task]
         return _inputs(shapes, mine).floats()
 
-    compiled = compile_model(tasks, machine, data, speculate=speculate, route_rows=route_rows, strict=strict)
+    compiled = compile_model(
+        tasks, machine, data, speculate=speculate, route_rows=route_rows, strict=strict, accept_accuracy=accept_accuracy
+    )
     return _public(compiled.program)
 
 

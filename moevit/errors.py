@@ -5,7 +5,7 @@ and ends with the class's `exit_status`: 2 where the user can mend something, 1 
 for failed, 3 where all is written and a vendor's tool has to go on elsewhere.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,6 +60,29 @@ class EncodingError(MoevitError):
 
 class AllocationError(MoevitError):
     """A program needs more of a memory than the configuration has."""
+
+
+class AccuracyError(MoevitError):
+    """A program's answers are not the model's: the machine's integers do not hold its values.
+
+    Parameters
+    ----------
+    found : mapping
+        What was found of each output: by task, output and figure.
+    what, where, mend : str
+        As in the base class.
+    """
+
+    def __init__(
+        self, what: str, *, found: Mapping[str, Mapping[str, Mapping[str, float]]], where: str | None = None,
+        mend: str | None = None,
+    ):  # fmt: skip
+        self.found = found
+        super().__init__(what, where=where, mend=mend)
+
+    def as_json(self) -> dict[str, Any]:
+        """As the base class, and what was found."""
+        return super().as_json() | {"calibration_accuracy": self.found}
 
 
 class ContainerError(MoevitError):

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from compile_helpers import wide_residual
 
 from moevit import container
 from moevit.cli import cli
@@ -23,7 +24,7 @@ OTHER = FIXTURES / "dynamo20_hf.onnx"
 
 KEYS = {
     "config", "tasks", "instructions", "weight_bytes", "shared_bytes", "task_bytes", "peak_activation_bytes",
-    "accelerated_macs", "host_macs", "host_nodes", "wall_s",
+    "accelerated_macs", "host_macs", "host_nodes", "calibration_accuracy", "wall_s",
 }  # fmt: skip
 
 
@@ -203,6 +204,35 @@ def test_nodes_for_the_host_are_listed(tmp_path: Path) -> None:
     assert "/blocks.0/conv/Conv" in moevit(
         FIXTURES / "bad_conv3x3.onnx", "--config", "tiny", "--calib", DATA, "-o", target
     ).stdout
+
+
+def test_a_model_that_the_integers_do_not_hold_is_refused(tmp_path: Path) -> None:
+    model, target = wide_residual(MODEL, tmp_path / "wide.onnx"), tmp_path / "out" / "out.moevit"
+    error = refused(compile_to(target, model), "'logits'", "'main'", "cosine", "calibration data", "--accept-accuracy")
+    assert error["type"] == "AccuracyError"
+    assert error["calibration_accuracy"]["main"]["logits"]["cosine"] < 0.9
+    assert not target.parent.exists()
+
+
+def test_and_written_where_that_is_accepted(tmp_path: Path) -> None:
+    model, target = wide_residual(MODEL, tmp_path / "wide.onnx"), tmp_path / "out.moevit"
+    options = ["--config", "tiny", "--calib", DATA, "-o", target, "--accept-accuracy"]
+    answer = json.loads(moevit(model, *options, "--json").stdout)
+    found = answer["calibration_accuracy"]["main"]["logits"]
+    assert found["cosine"] < 0.9 and found["relative_rms_err"] > 0.5
+    assert container.load(target).names == ("main",)
+    assert "not the model's answers, but accepted" in moevit(model, *options).stdout
+
+
+def test_accuracy_on_calibration_inputs_is_said(tmp_path: Path) -> None:
+    target = tmp_path / "out.moevit"
+    found = json.loads(compile_to(target, f"a={MODEL}", f"b={MODEL}").stdout)["calibration_accuracy"]
+    assert found.keys() == {"a", "b"} and found["a"] == found["b"]
+    assert found["a"].keys() == {"logits"} and found["a"]["logits"].keys() == {"cosine", "relative_rms_err"}
+    assert found["a"]["logits"]["cosine"] >= 0.99 and 0 < found["a"]["logits"]["relative_rms_err"] < 0.1
+    text = moevit(MODEL, "--config", "tiny", "--calib", DATA, "-o", target).stdout
+    assert f"output 'logits' on calibration inputs: cosine {found['a']['logits']['cosine']:.5f}" in text
+    assert "--accept-accuracy" in moevit("--help").stdout
 
 
 def test_an_existing_container_survives_a_failed_compile(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from moevit.compiler.quantise import (
     QuantisedStage,
     head_padding,
 )
-from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, Stages
+from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, Stages, reads
 from moevit.config import AcceleratorConfig
 from moevit.numerics import layernorm, softmax
 from moevit.numerics.activation import Activation, activate
@@ -75,6 +75,19 @@ class Emulator:
             tensors |= self.step(q, tensors)
         return tensors
 
+    def outputs(self, inputs: Mapping[str, Floats]) -> dict[str, NDArray[np.float32]]:
+        """The model's outputs `(B, *model_shape)` by name; of other tensors only what is still to be read is held."""
+        graph = self.stages.graph
+        tensors = {i.name: self.encode(i.name, inputs[i.name].reshape(-1, *i.shape)) for i in graph.inputs}
+        last = {name: q for q in self.quantised.stages for name in reads(q.stage)}
+        kept = {o.tensor for o in graph.outputs}
+        for q in self.quantised.stages:
+            tensors |= self.step(q, tensors)
+            for name in set(reads(q.stage)) - kept:
+                if last[name] is q:
+                    del tensors[name]
+        return {o.name: o.arrange(self.decode(o.tensor, tensors[o.tensor])) for o in graph.outputs}
+
     def step(self, q: QuantisedStage, tensors: Mapping[str, Integers]) -> dict[str, Integers]:
         """The outputs of one stage, by name."""
         return _step(q, self, tensors)
@@ -84,12 +97,12 @@ class Emulator:
         padded = head_padding(head_dim, self.config)
         return x.reshape(*x.shape[:-1], heads, padded)[..., :head_dim].reshape(*x.shape[:-1], -1)
 
-    def padded(self, x: Integers, width: int) -> Integers:
-        """The channels that a matrix of ``width`` columns takes; an attention's result as such a matrix has it."""
+    def padded(self, x: Integers, tensor: str, width: int) -> Integers:
+        """The channels of a tensor that a matrix of ``width`` columns takes; an attention's result as it lies there."""
         if x.shape[-1] >= width:
             return x[..., :width]
         padding = [(0, 0)] * (x.ndim - 1)
-        s = next(s for s in self.stages.stages if isinstance(s, AttentionStage) and s.heads * s.head_dim == x.shape[-1])
+        s = next(s for s in self.stages.stages if isinstance(s, AttentionStage) and s.output == tensor)
         shaped = x.reshape(*x.shape[:-1], s.heads, s.head_dim)
         return np.pad(shaped, [*padding, (0, 0), (0, width // s.heads - s.head_dim)]).reshape(*x.shape[:-1], width)
 
@@ -106,7 +119,7 @@ def loaded(q: QuantisedLinear, x: Integers) -> Integers:
 def product(q: QuantisedLinear, x: Integers) -> Integers:
     """Loaded rows times the matrix, after POST's first stage."""
     acc = int_matmul(x.reshape(-1, x.shape[-1]), q.weight.T)  # one product: BLAS is slow on many small ones
-    return requantise(acc, q.bias, q.mult, q.shift).reshape(*x.shape[:-1], -1)
+    return requantise(acc, q.bias, q.mult, q.shift).reshape(*x.shape[:-1], len(q.weight))
 
 
 def finished(q: QuantisedLinear, mid: Integers) -> Integers:
@@ -133,7 +146,7 @@ def _(q: QuantisedLinear, emulator: Emulator, tensors: Mapping[str, Integers]) -
         tokens[:, rows] = saturate(tokens[:, rows] + patches, *bits)
         return {s.output: tokens}
     assert isinstance(s, LinearStage)
-    x = emulator.padded(tensors[s.x][:, s.row : s.row + s.rows], q.weight.shape[1])
+    x = emulator.padded(tensors[s.x][:, s.row : s.row + s.rows], s.x, q.weight.shape[1])
     mid = product(q, loaded(q, x))
     y = finished(q, mid[..., : q.key_channels])
     if s.residual:

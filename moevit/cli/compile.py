@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)=(?P<path>.+)", re.DOTALL)
-STEPS_PER_TASK = 4  #: steps that the compiler announces for each task; one more follows for all of them
+STEPS_PER_TASK = 5  #: steps that the compiler announces for each task; one more follows for all of them
 SHOWN_NODES = 6  #: of the host's nodes with one reason
 ONLY_TASK = "main"  #: name of the task when there is one model and it is given without a name
 
@@ -50,6 +50,10 @@ ONLY_TASK = "main"  #: name of the task when there is one model and it is given 
     "--strict", is_flag=True,
     help="Refuse a model with a node that the accelerator cannot do, in place of leaving it to the host.",
 )
+@click.option(
+    "--accept-accuracy", is_flag=True,
+    help="Write the container even if its answers on calibration inputs are not the model's.",
+)
 def command(
     output: Output,
     models: tuple[str, ...],
@@ -59,12 +63,14 @@ def command(
     no_speculation: bool,
     shapes: tuple[str, ...],
     strict: bool,
+    accept_accuracy: bool,
 ) -> dict[str, Any]:
     """Turn ONNX models into a program container.
 
     Several models become tasks of one container, and what they have in common is stored once; give each a
     name (seg=SEG.onnx depth=DEPTH.onnx). Nodes that the accelerator cannot do are left to the host, where onnxruntime
-    computes them; they are listed with reasons. The container is written whole or not at all.
+    computes them; they are listed with reasons. At the end some calibration inputs are run in the machine's integers
+    and in float: if the answers have little in common it is an error. The container is written whole or not at all.
     """
     started = time.perf_counter()
     from moevit.config import get_config
@@ -83,7 +89,7 @@ def command(
         done = _Steps(advance)
         compiled = compile_model(
             tasks, config, lambda task, wanted: read_inputs(wanted, data[task]).floats(),
-            speculate=not no_speculation, strict=strict, shapes=fixed, progress=done,
+            speculate=not no_speculation, strict=strict, accept_accuracy=accept_accuracy, shapes=fixed, progress=done,
         )  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     container.save(compiled.program, target)
@@ -99,6 +105,7 @@ def summary(compiled: "Compiled") -> dict[str, Any]:
     ``task_bytes`` are, of each task, the weights and constants that it reads, and those that no other task reads.
     """
     from moevit.cli.listing import task_bytes
+    from moevit.compiler.ptq.accuracy import as_json
 
     program = compiled.program
     return {
@@ -115,6 +122,7 @@ def summary(compiled: "Compiled") -> dict[str, Any]:
         "host_nodes": [
             {"task": task} | asdict(node) for task, nodes in compiled.host_nodes.items() for node in nodes
         ],
+        "calibration_accuracy": as_json(compiled.accuracy),
         "seconds": {step: round(seconds, 4) for step, seconds in compiled.seconds.items()},
     }
 
@@ -236,6 +244,17 @@ def _say_host(output: Output, compiled: "Compiled", pipeline: "Pipeline") -> Non
         output.say(f"    {shown}: {reason} ({way_out})")
 
 
+def _say_accuracy(output: Output, compiled: "Compiled") -> None:
+    """How near the integers come to the float model; a program that is not what the user named is named too."""
+    for task, outputs in compiled.accuracy.items():
+        for name, a in outputs.items():
+            which = f"'{name}'" if len(compiled.accuracy) == 1 else f"'{name}' of {task}"
+            output.say(
+                f"  output {which} on calibration inputs: cosine {a.cosine:.5f}, relative RMS error "
+                f"{a.relative_rms_err:.2%}" + ("" if a.acceptable else ": not the model's answers, but accepted")
+            )
+
+
 def _say(output: Output, result: Mapping[str, Any], compiled: "Compiled", target: Path) -> None:
     program = compiled.program
     for name in program.names:
@@ -245,6 +264,7 @@ def _say(output: Output, result: Mapping[str, Any], compiled: "Compiled", target
         macs, instructions = sum(t.macs for t in tasks), sum(t.instructions for t in tasks)
         output.say(f"{source}: task {name}, {macs:,} MACs in {instructions} instructions")
         _say_host(output, compiled, pipeline)
+    _say_accuracy(output, compiled)
     output.say(f"  weights and constants {result['weight_bytes']:,} bytes")
     if result["shared_bytes"]:
         output.say(f"  shared by several readers: {result['shared_bytes']:,} bytes are stored once")

@@ -1,9 +1,10 @@
 """How much accuracy integers cost a model, measured without moevit: what its own error is held against.
 
 onnxruntime runs the model with every operand of every matrix product rounded to 8 bits, activations with one scale
-a tensor and constants with one a channel, and every sum to 16 bits, as the residual stream is. It does so with several
-roundings, since of a model that decides between close things one of them may be lucky. The accelerator rounds more,
-its tables and results, for which `FACTOR` and `result_step` allow.
+a tensor and constants with one a channel. It does so with several roundings, since of a model that decides between
+close things one of them may be lucky. The accelerator rounds more, its tables and results, for which `FACTOR` and
+`result_step` allow. Nothing is allowed for a residual stream that 16 bits do not hold: the compiler refuses such a
+model.
 """
 
 from dataclasses import dataclass
@@ -17,10 +18,9 @@ from onnx import helper, numpy_helper
 FACTOR = 2.5
 STRETCHES = (1.0, 1.13, 1.3)  #: of the scales, for several roundings
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention", "MoE"})
-SUMS = frozenset({"Add", "Sub", "Sum"})
 
 Feeds = dict[str, NDArray]
-Steps = dict[str, tuple[float, type]]  #: what tensors are rounded to multiples of, and the type of the multiples
+Steps = dict[str, float]  #: what tensors are rounded to multiples of
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,16 @@ def answers(model: onnx.ModelProto, feeds: Feeds) -> Answers:
         Whatever onnxruntime raises.
     """
     outputs = [o.name for o in model.graph.output]
-    operands, sums = _operands(model), _sums(model)
+    operands = _operands(model)
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
-    probed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in {*operands, *sums} - set(outputs))
+    probed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in set(operands) - set(outputs))
     values = _run(probed, feeds)
-    sums = [n for n in sums if _peak(values[n]) > 0]
     floats = {n: values[n] for n in outputs}
     bounds = {n: result_step(v) for n, v in floats.items()}
     for stretch in STRETCHES:
-        wide = stretch * max((_peak(values[n]) for n in sums), default=0) / 32767
         narrow = {n: stretch * _peak(values[n]) / 127 for n in operands}
-        steps: Steps = dict.fromkeys(sums, (wide, np.int16))
-        steps |= {n: (step, np.int8) for n, step in narrow.items() if step > 0}
+        steps = {n: step for n, step in narrow.items() if step > 0}
         rounded = _run(_with_rounding(model, steps), feeds)
         for n, v in floats.items():
             bounds[n] = max(bounds[n], FACTOR * relative_error(rounded[n], v) + result_step(v))
@@ -86,12 +83,6 @@ def _operands(model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(used))
 
 
-def _sums(model: onnx.ModelProto) -> list[str]:
-    """The sums that are no scores with a mask added."""
-    scores = {n.input[0] for n in model.graph.node if n.op_type == "Softmax"}
-    return [n.output[0] for n in model.graph.node if n.op_type in SUMS and n.output[0] not in scores]
-
-
 def _with_rounding(model: onnx.ModelProto, steps: Steps) -> onnx.ModelProto:
     """The model with tensors rounded to multiples of a step, and 8-bit constants in its products."""
     out = onnx.ModelProto()
@@ -100,12 +91,12 @@ def _with_rounding(model: onnx.ModelProto, steps: Steps) -> onnx.ModelProto:
     arrays = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     rounded: dict[tuple[str, int], str] = {}
     inputs = {i.name for i in graph.input}
-    nodes = [n for name in steps if name in inputs for n in _rounding(graph, name, *steps[name])]
+    nodes = [n for name in steps if name in inputs for n in _rounding(graph, name, steps[name])]
     for node in graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         for i, name in enumerate(copy.input):
-            if name in steps and (steps[name][1] is np.int16 or node.op_type in PRODUCTS):
+            if name in steps and node.op_type in PRODUCTS:
                 copy.input[i] = f"{name}/rounded"
             elif node.op_type in PRODUCTS and name in arrays and arrays[name].ndim > 1:
                 key = name, _channels(node)
@@ -114,17 +105,17 @@ def _with_rounding(model: onnx.ModelProto, steps: Steps) -> onnx.ModelProto:
                     graph.initializer.append(numpy_helper.from_array(_rounded(arrays[name], key[1]), rounded[key]))
                 copy.input[i] = rounded[key]
         nodes.append(copy)
-        nodes += [n for name in node.output if name in steps for n in _rounding(graph, name, *steps[name])]
+        nodes += [n for name in node.output if name in steps for n in _rounding(graph, name, steps[name])]
     del graph.node[:]
     graph.node.extend(nodes)
     out.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return out
 
 
-def _rounding(graph: onnx.GraphProto, name: str, step: float, dtype: type) -> list[onnx.NodeProto]:
-    """Nodes that make `<name>/rounded`; onnxruntime's own operators know 16 bits at every opset."""
+def _rounding(graph: onnx.GraphProto, name: str, step: float) -> list[onnx.NodeProto]:
+    """Nodes that make `<name>/rounded`; onnxruntime's own operators are there at every opset."""
     scale, zero = f"{name}/step", f"{name}/zero"
-    values = {scale: np.float32(step), zero: dtype(0)}
+    values = {scale: np.float32(step), zero: np.int8(0)}
     graph.initializer.extend(numpy_helper.from_array(value, n) for n, value in values.items())
     return [
         helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}/q"], domain="com.microsoft"),

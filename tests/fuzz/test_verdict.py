@@ -6,12 +6,13 @@ from time import sleep
 import numpy as np
 import onnx
 import pytest
+from compile_helpers import wide_residual
 from onnx import numpy_helper
 
 import moevit
 from fuzz.limit import HangError, time_limit
 from fuzz.noise import answers, relative_error
-from fuzz.verdict import check_refusal
+from fuzz.verdict import check_refusal, judge
 from moevit.errors import HazardError, ModelError, UnsupportedNode, UnsupportedOpError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -68,6 +69,16 @@ def test_a_compiler_that_blames_itself_is_found() -> None:
         check_refusal(ModelError("this is a mistake of moevit's front end"), PATH)
     with pytest.raises(AssertionError, match="a sane model"):
         check_refusal(ModelError("it is too good"), PATH, trusted=True)
+
+
+def test_a_model_that_the_integers_do_not_hold_is_refused(tmp_path: Path) -> None:
+    """Nothing is allowed for it: where it is compiled all the same it is beyond the bound."""
+    path = wide_residual(PATH, tmp_path / "wide.onnx")
+    verdict = judge(path, feeds())
+    assert verdict.kind == "AccuracyError"
+    assert verdict.errors["logits"] > 0.5 > verdict.bounds["logits"]
+    with pytest.raises(AssertionError, match="a sane model was refused"):
+        judge(path, feeds(), trusted=True)
 
 
 def test_a_hang_is_found() -> None:
