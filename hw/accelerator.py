@@ -414,7 +414,11 @@ class Accelerator(wiring.Component):
         config = self.config
         core = Core(config)
         m.submodules.control = control = Control(config, stall_cycles=self.stall_cycles)
-        m.submodules.core = ResetInserter(control.core_reset)(core)
+        # A reset of thousands of registers all over the device: its net has a cycle of its own. The core leaves it
+        # one cycle after the adapters' errors of an earlier program are cleared, and before ``start``.
+        core_reset = Signal(init=1)
+        m.d.sync += core_reset.eq(control.core_reset)
+        m.submodules.core = ResetInserter(core_reset)(core)
         m.submodules.read = read = ReadMux(config, 2, fifo_depth=(FETCH_FIFO_BEATS, DMA_FIFO_BEATS))
         m.submodules.write = write = AxiWritePort(config)
         weights = [AxiReadPort(config) for _ in range(config.weight_ports)]

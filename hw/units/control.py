@@ -269,7 +269,11 @@ class Control(wiring.Component):
         m.d.comb += [slave.read_data.eq(head | counter), slave.read_error.eq(~(head_known | counter_known))]
 
     def _sequence(self, m, values, may_start, start, soft_reset, clear_interrupt):
-        """The state machine; returns the strobe that starts a program, and whether it runs and is busy."""
+        """The state machine; returns the strobe that starts a program, and whether it runs and is busy.
+
+        The strobe comes from a register, one cycle after the write: it clears every counter and the adapters, and
+        the decoding of an address before such a wide net is what would bound the clock.
+        """
         done, error, interrupt = Signal(), Signal(), Signal(2)
         waited = Signal(range(max(DRAIN_CYCLES, self.START_CYCLES) + 1))
         starting, running, busy, draining = Signal(), Signal(), Signal(), Signal()
@@ -277,14 +281,18 @@ class Control(wiring.Component):
         stalled = self._watch(m, running)
         reset_wanted = Signal()  # a soft reset is under way
 
-        m.d.sync += interrupt.eq((interrupt & ~clear_interrupt) | raise_interrupt)
+        m.d.sync += [
+            interrupt.eq((interrupt & ~clear_interrupt) | raise_interrupt),
+            starting.eq(start),  # may_start is in ``start``: only IDLE has it
+        ]
+        with m.If(starting):
+            m.d.comb += self.clear.eq(1)
         with m.FSM(name="sequence"):
             with m.State("IDLE"):
                 m.d.comb += may_start.eq(1)
                 m.d.sync += waited.eq(0)
                 with m.If(start):
                     m.d.sync += [done.eq(0), self.core_reset.eq(0)]
-                    m.d.comb += [starting.eq(1), self.clear.eq(1)]
                     m.next = "START"
                 with m.If(reset_wanted):
                     m.next = "DRAIN"
@@ -382,7 +390,7 @@ class Control(wiring.Component):
         counting = [(f"COUNT_{stage}_{cause}".upper(), events[stage][cause] & running) for stage, cause, _ in COUNTERS]
         for name, counts in (*counting, ("CYCLES", busy)):
             value = values[name]
-            with m.If(starting):
-                m.d.sync += value.eq(0)
+            with m.If(starting):  # the first cycle of START: one that is busy, and not yet one of a stage
+                m.d.sync += value.eq(int(name == "CYCLES"))
             with m.Elif(counts):
                 m.d.sync += value.eq(value + 1)

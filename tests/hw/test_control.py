@@ -243,7 +243,7 @@ def test_soft_reset(when):
         assert await master.value("STATUS") == 0
         assert await master.value("INTERRUPT_STATUS") == 0
         assert ctx.get(dut.core_reset)
-        assert len(log["clear"]) == 1
+        assert len(log["clear"]) == 1 + (when == "starting")  # the start's own comes after its write is answered
         # An error after that is an error, not the reset's end.
         await master.write("CONTROL", START)
         await ctx.tick().repeat(10)
