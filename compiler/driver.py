@@ -20,7 +20,8 @@ from moevit.compiler.memory import BlockStore
 from moevit.compiler.parallel import one_blas_thread
 from moevit.compiler.partition import Plan, plan, stored
 from moevit.compiler.ptq import tune
-from moevit.compiler.ptq.accuracy import Accuracy, accuracy, need_acceptable
+from moevit.compiler.ptq.accuracy import Accuracy, accuracy, chosen, need_acceptable
+from moevit.compiler.ptq.sensitivity import Sensitivity, sensitivity
 from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
 from moevit.compiler.verify import verify
@@ -31,6 +32,8 @@ from moevit.program import Program, Source
 
 Inputs = Mapping[str, NDArray]
 
+SENSITIVITY_INPUTS = 8  #: of the calibration data that each stage's errors are measured on
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -39,7 +42,8 @@ class Compiled:
     ``weight_bytes`` are those in the image, ``shared_bytes`` those that identical tensors saved,
     ``peak_activation_bytes`` the most activation memory any task uses. ``host_nodes`` has the nodes of each task
     that are left to the host, ``host_macs`` their multiply-accumulates. ``accuracy`` is that of each program's
-    outputs on calibration inputs, by program and output; of :func:`compile_model` only.
+    outputs on calibration inputs, by program and output; of :func:`compile_model` only. ``prepared`` and ``data`` are
+    what the programs were made from, and the calibration inputs [B, ...] of each.
     """
 
     program: Program
@@ -51,12 +55,26 @@ class Compiled:
     seconds: dict[str, float]
     host_macs: int = 0
     accuracy: Mapping[str, Mapping[str, Accuracy]] = field(default_factory=dict)
+    prepared: "Prepared | None" = field(default=None, repr=False)
+    data: Mapping[str, Inputs] = field(default_factory=dict, repr=False)
 
     @property
     def host_nodes(self) -> dict[str, list[HostNode]]:
         """By task."""
         pipelines = [self.program.pipeline(name) for name in self.program.names]
         return {p.name: [n for part in host_parts(self.program, p) for n in part.nodes] for p in pipelines}
+
+    @one_blas_thread
+    def sensitivity(self, progress: Callable[[str], None] = lambda stage: None) -> dict[str, list[Sensitivity]]:
+        """What the quantisation of each stage alone costs, by program, worst first; on a few calibration inputs."""
+        assert self.prepared is not None
+        out: dict[str, list[Sensitivity]] = {}
+        for name, inputs in self.data.items():
+            few = chosen(inputs, SENSITIVITY_INPUTS)
+            stages, config = self.prepared.stages[name], self.program.config
+            found = sensitivity(stages, self.prepared.quantised(name, config), config, few, progress)
+            out[name] = sorted(found, key=lambda s: s.sqnr_db)
+        return out
 
 
 @one_blas_thread
@@ -117,7 +135,7 @@ def compile_model(
         need_acceptable(found)
     routing = Routing(speculate, route_rows)
     compiled = finish(prepared, config, tuple(sources), routing=routing, progress=progress, seconds=seconds)
-    return replace(_with_host(compiled, plans), accuracy=found)
+    return replace(_with_host(compiled, plans), accuracy=found, data=data)
 
 
 def _with_host(compiled: Compiled, plans: list[Plan]) -> Compiled:
@@ -147,7 +165,8 @@ def compile_graphs(
     """
     seconds = {} if seconds is None else seconds
     prepared = prepare(graphs, data, progress=progress, seconds=seconds)
-    return finish(prepared, config, sources, routing=routing, progress=progress, seconds=seconds)
+    compiled = finish(prepared, config, sources, routing=routing, progress=progress, seconds=seconds)
+    return replace(compiled, data=data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +240,7 @@ def finish(
     instructions = sum(t.instructions for t in tasks)
     return Compiled(
         program, instructions, len(program.image) - 64 * instructions, blocks.shared, peak * config.columns,
-        sum(t.macs for t in tasks), seconds,
+        sum(t.macs for t in tasks), seconds, prepared=prepared,
     )  # fmt: skip
 
 

@@ -235,6 +235,34 @@ def test_accuracy_on_calibration_inputs_is_said(tmp_path: Path) -> None:
     assert "--accept-accuracy" in moevit("--help").stdout
 
 
+def test_sensitivity_is_printed_and_written(tmp_path: Path) -> None:
+    target, file = tmp_path / "out.moevit", tmp_path / "new" / "sensitivity.json"
+    arguments = (MODEL, "--config", "tiny", "--calib", DATA, "-o", target, "--sensitivity", file)
+    result = moevit(*arguments)
+    assert result.exit_code == 0, result.output
+    (rows,) = json.loads(file.read_text()).values()
+    assert [row["sqnr_db"] for row in rows] == sorted(row["sqnr_db"] for row in rows)
+    assert all(10 < row["sqnr_db"] <= 120 and 10 < row["local_sqnr_db"] <= 120 for row in rows)
+    assert all(0.9 < row["cosine"] <= 1 for row in rows)
+    assert {row["kind"] for row in rows} == {"Embed", "Linear", "Attention"}
+    program = container.load(target)
+    assert {row["stage"] for row in rows} <= {layer.name for layer in program.tasks[0].layers} and len(rows) == 12
+    lines = result.output.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("task main:"))
+    assert [line.split()[0] for line in lines[head + 2 : head + 5]] == [row["stage"] for row in rows[:3]]
+    plain = compile_to(tmp_path / "plain.moevit", MODEL)
+    assert plain.exit_code == 0
+    assert (tmp_path / "plain.moevit").read_bytes() == target.read_bytes()
+
+
+def test_sensitivity_overwrites_nothing_that_is_read(tmp_path: Path) -> None:
+    target = tmp_path / "out.moevit"
+    arguments = ("--config", "tiny", "--calib", DATA, "-o", target, "--json")
+    for file, said in ((MODEL, "would overwrite"), (target, "is the container"), (tmp_path, "is a folder")):
+        refused(moevit(MODEL, *arguments, "--sensitivity", file), "--sensitivity", said)
+        assert not target.exists()
+
+
 def test_an_existing_container_survives_a_failed_compile(tmp_path: Path) -> None:
     target = tmp_path / "out.moevit"
     target.write_bytes(b"precious")

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moevit.cli.output import Output, json_command
+from moevit.cli.sensitivity import say_sensitivity, write_sensitivity
 from moevit.errors import InputError, MoevitError
 from moevit.pipeline import host_parts, machine_tasks
 
 if TYPE_CHECKING:
     from moevit.compiler.driver import Compiled
+    from moevit.compiler.ptq.sensitivity import Sensitivity
     from moevit.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ ONLY_TASK = "main"  #: name of the task when there is one model and it is given 
     help="The whole shape of an input whose extents the model leaves open.",
 )
 @click.option(
+    "--sensitivity", "sensitivity_file", type=click.Path(path_type=Path), metavar="FILE.json",
+    help="Measure what the quantisation of each stage alone costs, print the worst, and write all to this file.",
+)
+@click.option(
     "--strict", is_flag=True,
     help="Refuse a model with a node that the accelerator cannot do, in place of leaving it to the host.",
 )
@@ -62,6 +68,7 @@ def command(
     target: Path,
     no_speculation: bool,
     shapes: tuple[str, ...],
+    sensitivity_file: Path | None,
     strict: bool,
     accept_accuracy: bool,
 ) -> dict[str, Any]:
@@ -78,7 +85,12 @@ def command(
     tasks = parse_models(models)
     data = parse_calibration(calibration, tasks)
     fixed = parse_shapes(shapes)
-    _check_target(target, [*tasks.values(), *(path for paths in data.values() for path in paths)])
+    sources = [*tasks.values(), *(path for paths in data.values() for path in paths)]
+    _check_target(target, sources)
+    if sensitivity_file is not None:
+        _check_target(sensitivity_file, sources, "--sensitivity")
+        if sensitivity_file.absolute() == target.absolute():
+            raise InputError("is the container", where=f"--sensitivity {sensitivity_file}", mend="choose another name")
     config = get_config(config_name)
 
     from moevit import container
@@ -91,11 +103,21 @@ def command(
             tasks, config, lambda task, wanted: read_inputs(wanted, data[task]).floats(),
             speculate=not no_speculation, strict=strict, accept_accuracy=accept_accuracy, shapes=fixed, progress=done,
         )  # fmt: skip
+    errors: dict[str, list[Sensitivity]] = {}
+    if sensitivity_file is not None:
+        with output.progress("sensitivity") as advance:
+            errors = compiled.sensitivity(lambda stage: advance(1))
     target.parent.mkdir(parents=True, exist_ok=True)
     container.save(compiled.program, target)
+    if sensitivity_file is not None:
+        write_sensitivity(sensitivity_file, errors)
     seconds = time.perf_counter() - started
     result = summary(compiled) | {"output": target, "strict": strict, "wall_s": round(seconds, 3)}
     _say(output, result, compiled, target)
+    if sensitivity_file is not None:
+        result["sensitivity"] = sensitivity_file
+        say_sensitivity(output, errors)
+        output.say(f"{sensitivity_file}: all stages")
     return result
 
 
@@ -199,18 +221,18 @@ def _split(argument: str) -> tuple[str | None, Path]:
     return match["name"], Path(match["path"])
 
 
-def _check_target(target: Path, sources: Sequence[Path]) -> None:
+def _check_target(target: Path, sources: Sequence[Path], option: str = "-o") -> None:
     """Refuse before the work what would fail or destroy something after it."""
     if target.is_dir():
-        raise InputError("is a folder", where=f"-o {target}", mend="name a file in it")
+        raise InputError("is a folder", where=f"{option} {target}", mend="name a file in it")
     for source in sources:
         if target.exists() and source.exists() and target.samefile(source):
-            raise InputError("would overwrite an input", where=f"-o {target}", mend="choose another name")
+            raise InputError("would overwrite an input", where=f"{option} {target}", mend="choose another name")
     folder = target.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise MoevitError("is no folder", where=f"-o {target}: {folder}", mend="choose another place")
+        raise MoevitError("is no folder", where=f"{option} {target}: {folder}", mend="choose another place")
 
 
 class _Steps:
