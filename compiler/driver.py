@@ -26,7 +26,7 @@ from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
 from moevit.compiler.verify import verify
 from moevit.config import AcceleratorConfig
-from moevit.errors import InputError
+from moevit.errors import InputError, UnsupportedOpError
 from moevit.pipeline import HostNode, host_parts, only_step
 from moevit.program import Program, Source
 
@@ -181,7 +181,10 @@ class Prepared:
         """A task in integers; the machine's columns are all that it depends on."""
         key = name, config.columns
         if key not in self._integers:
-            self._integers[key] = quantise(self.stages[name], self.ranges[name], config)
+            try:
+                self._integers[key] = quantise(self.stages[name], self.ranges[name], config)
+            except UnsupportedOpError as error:
+                raise UnsupportedOpError(error.nodes, where=f"task {name!r}", mend=error.mend) from error
         return self._integers[key]
 
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from compile_helpers import wide_residual
+from onnx import numpy_helper
 
 from moevit import container
 from moevit.cli import cli
@@ -214,6 +215,17 @@ def test_a_model_that_the_integers_do_not_hold_is_refused(tmp_path: Path) -> Non
     assert not target.parent.exists()
 
 
+def test_an_activation_that_saturates_is_refused_with_its_task_and_nodes(tmp_path: Path) -> None:
+    model, target = onnx.load(MODEL), tmp_path / "out.moevit"
+    (node,) = [n for n in model.graph.node if n.name == "node_MatMul_71"]
+    (weight,) = [i for i in model.graph.initializer if i.name == node.input[1]]
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(3000), weight.name))
+    onnx.save(model, tmp_path / "large.onnx")
+    result = compile_to(target, f"good={MODEL}", f"large={tmp_path / 'large.onnx'}")
+    error = refused(result, "task 'large'", "node_MatMul_71", "reaches", "the machine holds 256", "scale the weights")
+    assert error["type"] == "UnsupportedOpError" and not target.exists()
+
+
 def test_and_written_where_that_is_accepted(tmp_path: Path) -> None:
     model, target = wide_residual(MODEL, tmp_path / "wide.onnx"), tmp_path / "out.moevit"
     options = ["--config", "tiny", "--calib", DATA, "-o", target, "--accept-accuracy"]
@@ -325,8 +337,9 @@ def test_a_machine_that_is_too_small_is_named(tmp_path: Path) -> None:
     target = tmp_path / "out.moevit"
     for change in ({"activation_words": 64}, {"tile_depth": 32}, {"operand_words": 16}):
         file.write_text(json.dumps(CONFIGS["tiny"].to_dict() | {"name": "small"} | change))
-        error = refused(compile_to(target, MODEL, config=file), *change)
+        error = refused(compile_to(target, MODEL, config=file), "task 'main'", *change)
         assert error["type"] == "AllocationError"
+        assert ("node 'node_conv2d" in error["where"]) != ("operand_words" in change)  # of all layers together
     assert not target.exists()
 
 

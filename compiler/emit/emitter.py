@@ -20,6 +20,8 @@ from moevit.isa.formats import BLOCK_BYTES
 from moevit.order import walks
 from moevit.program import MEMORY_ACTIVATION, MEMORY_KEY, MEMORY_VALUE, Output, Task, Tensor
 
+SHOWN_NODES = 4  #: of a stage, in an error
+
 
 class Emitter:
     """Builds one task.
@@ -61,10 +63,13 @@ class Emitter:
         bring_rows(self.draft, self.inputs.values())
         index = 0
         while index < len(self.quantised.stages):
-            done = self._chained(index, last_use)
-            if not done:
-                self._whole(index, last_use)
-                done = 1
+            try:
+                done = self._chained(index, last_use)
+                if not done:
+                    self._whole(index, last_use)
+                    done = 1
+            except AllocationError as error:
+                raise AllocationError(error.what, where=error.where or self._place(index), mend=error.mend) from error
             self._free(t for t, last in last_use.items() if index <= last < index + done)
             index += done
         outputs = self._outputs()
@@ -73,6 +78,12 @@ class Emitter:
             self.name, entry, count, tuple(self.inputs.values()), outputs, self.input_bytes, self.output_bytes, tensors,
             layers,
         )  # fmt: skip
+
+    def _place(self, index: int) -> str:
+        """Which stage that is: its task, and what it is made of in the model."""
+        nodes = list(dict.fromkeys(self.quantised.stages[index].stage.source))
+        more = f" and {len(nodes) - SHOWN_NODES} more" * (len(nodes) > SHOWN_NODES)
+        return f"task {self.name!r}" + f", node '{', '.join(nodes[:SHOWN_NODES])}'{more}" * bool(nodes)
 
     # -- what is needed how long, and how much -----------------------------------------------------------------
 
