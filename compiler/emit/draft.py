@@ -97,6 +97,23 @@ class Draft:
         """The retired count at which all these tensors are complete."""
         return max((self.places[n].ready for n in names if n is not None), default=0)
 
+    def wait_rows(self, tensor: Tensor, row: int, rows: int) -> int:
+        """The retired count at which these rows of a tensor are complete."""
+        pieces = self._pieces[tensor.name]
+        return max((work + 1 for at, count, work in pieces if at < row + rows and row < at + count), default=0)
+
+    def wait_words(self, addr: int, words: int) -> int:
+        """The retired count at which no tensor is written any more that has had these words of activation memory."""
+        wait = 0
+        for tensor in (t for t in self._tensors if t.memory == MEMORY_ACTIVATION):
+            for row, rows, work in self._pieces[tensor.name]:
+                at, end = self.row_word(tensor, row), self.row_word(tensor, row + rows - 1) + tensor.stride
+                if end <= at:  # around the end of a window
+                    at, end = tensor.addr, tensor.addr + tensor.window * tensor.stride
+                if at < addr + words and addr < end:
+                    wait = max(wait, work + 1)
+        return wait
+
     @property
     def vacant(self) -> int:
         """The retired count at which nothing uses free memory any more; 0 while none has been used."""

@@ -43,7 +43,6 @@ class _Experts:
         self.s, self.op = q.stage, q.stage.moe
         s, op, config = self.s, self.op, draft.config
         self.x = draft.places[s.x].tensor
-        self.gate_wait = draft.wait(s.x)
         kept = 0 if q.gate.norm is None else draft.words(op.gate_weight.shape[1], q.rows)
         self.plan = plan_experts(draft, q, self._rows_at_once(), kept)
         self.rows = self.plan.rows
@@ -122,11 +121,12 @@ class _Experts:
             "route": int(q.order), "experts": op.experts, "top_k": op.top_k, "threshold": q.threshold, "clear": 1,
         }  # fmt: skip
         outputs: tuple[str, ...] = (self.scores.name,)
+        wait = draft.wait_rows(x, first, rows)
         if self.seen is not x:
             outputs = (self.scores.name, self.seen.name)
             fields |= {"keep": 1, "keep_dst": draft.row_word(self.seen, first), "keep_stride": self.seen.stride}
-        index = draft.issue(Linear(wait=self.gate_wait, **fields))
-        self.gate_wait = index + 1  # the next group's gate keeps its rows in the place of this one's
+            wait = max(wait, draft.wait_words(draft.row_word(self.seen, first), rows * self.seen.stride))
+        index = draft.issue(Linear(wait=wait, **fields))
         stream = draft.stream(q.gate, 0, tiles, index)
         for tensor in (self.scores, self.seen) if self.seen is not x else (self.scores,):
             draft.piece(tensor, first, rows, index)

@@ -65,10 +65,7 @@ def test_experts_are_pipelined_by_one() -> None:
     ("form", "rows"), [*itertools.product(FORMS, [None]), *itertools.product(FORMS[:-1], [1, 7])]
 )
 def test_every_wait_is_needed(form: str, rows: int | None) -> None:
-    """Any wait that is one less reads too early, as the hazard checker says.
-
-    But gates of groups of tokens wait for all tokens of the layer before, which may have come in parts.
-    """
+    """Any wait that is one less reads too early, as the hazard checker says."""
     program = compiled(form=form, routing=Routing(rows=rows)).program
     task = program.task()
     instructions = program.instructions(task)
@@ -78,9 +75,7 @@ def test_every_wait_is_needed(form: str, rows: int | None) -> None:
 
     check(instructions)
     some = [
-        n
-        for n, i in enumerate(instructions)
-        if isinstance(i, Linear) and (i.gather or i.scatter or (i.route and rows is None))
+        n for n, i in enumerate(instructions) if isinstance(i, Linear) and (i.gather or i.scatter or i.route)
     ]
     for number in some[:: max(1, len(some) // 25)]:
         broken = list(instructions)
