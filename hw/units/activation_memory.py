@@ -1,9 +1,14 @@
 """The activation memory: two banks of C-byte words, shared by POST, the loader and the DMA unit."""
 
+import operator
+from collections.abc import Iterable
+from functools import reduce
+
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from moevit.config import AcceleratorConfig
 from moevit.hw.interfaces import ACTIVATION_READ_LATENCY, ActivationReadSignature, ActivationWriteSignature
@@ -13,6 +18,15 @@ READERS = ("post", "load", "dma")  #: in order of priority
 WRITERS = ("post", "load", "dma")
 ULTRA_LANES = 9  #: byte lanes that an UltraRAM has
 ULTRA_PAIRS = 16384  #: banks as deep as this have some lanes in UltraRAM
+
+
+def _any_of(values: Iterable[Value]) -> Value:
+    return reduce(operator.or_, values)
+
+
+def _not_below(value: Value, limit: int) -> Value:
+    """``value >= limit``, without a carry chain where ``limit`` is a power of two."""
+    return value >= limit if limit & (limit - 1) else value[exact_log2(limit) :].any()
 
 
 def bank_parts(config: AcceleratorConfig) -> list[tuple[int, str]]:
@@ -59,19 +73,26 @@ class ActivationMemory(wiring.Component):
         pairs = config.activation_words // 2
         assert ACTIVATION_READ_LATENCY == 2  # the memory's register and one behind it
 
-        read_valid, read_pair, read_accepted = self._arbitrate(
-            m, [getattr(self, f"read_{n}") for n in READERS]
-        )
+        readers = [getattr(self, f"read_{n}") for n in READERS]
         writers = [getattr(self, f"write_{n}") for n in WRITERS]
-        write_valid, write_pair, _ = self._arbitrate(m, writers)
+        read_valid, read_pair, read_accepted = self._arbitrate(m, readers)
+        _, write_pair, write_accepted = self._arbitrate(m, writers)
         write_data, write_mask = Signal.like(writers[0].data), Signal.like(writers[0].mask)
         for writer in reversed(writers):
             with m.If(writer.valid):
-                m.d.comb += [write_data.eq(writer.data), write_mask.eq(writer.mask)]
+                m.d.comb += write_data.eq(writer.data)
 
-        read_outside, write_outside = Signal(), Signal()
-        m.d.comb += [read_outside.eq(read_pair >= pairs), write_outside.eq(write_pair >= pairs)]
-        m.d.sync += self.fault.eq((read_valid & read_outside) | (write_valid & write_outside))
+        # Each client's pair is judged beside the arbitration, not behind it.
+        accepted = Cat(read_accepted, write_accepted)
+        outside = Cat(_not_below(client.pair, pairs) for client in (*readers, *writers))
+        m.d.sync += self.fault.eq((accepted & outside).any())
+        written = Signal(len(writers))
+        m.d.comb += [
+            written.eq((accepted & ~outside)[len(readers) :]),
+            write_mask.eq(_any_of(
+                Mux(one, writer.mask, 0) for one, writer in zip(written, writers, strict=True)
+            )),
+        ]
 
         read_data = Signal(2 * config.columns * 8)
         lane = 0
@@ -87,7 +108,7 @@ class ActivationMemory(wiring.Component):
                     read.en.eq(read_valid),
                     write.addr.eq(write_pair),
                     write.data.eq(write_data[bits]),
-                    write.en.eq(Mux(write_valid & ~write_outside, mask, 0)),
+                    write.en.eq(mask),
                     read_data[bits].eq(arithmetic.delay(m, read.data, 1, name=f"{bank}_{part}_data")),
                 ]
                 lane += lanes

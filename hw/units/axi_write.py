@@ -71,7 +71,8 @@ class AxiWritePort(wiring.Component):
         m.submodules.fifo = fifo = SyncFIFOBuffered(
             width=Shape.cast(self.i_data.payload.shape()).width, depth=self.fifo_depth
         )
-        m.submodules.order = order = SyncFIFO(width=1, depth=self.outstanding)  # last of its request?
+        # Is it the last of its request? The oldest is in a register when its answer comes, which takes longer.
+        m.submodules.order = order = SyncFIFOBuffered(width=1, depth=self.outstanding)
         m.submodules.lengths = lengths = SyncFIFO(width=exact_log2(BURST_BEATS), depth=self.outstanding)
         connect(m, flipped(self.i_request), splitter.i_request)
         m.d.comb += [

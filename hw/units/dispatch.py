@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from functools import reduce
 
 from amaranth import *
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -33,6 +33,7 @@ from moevit.numerics.activation import Activation
 from moevit.numerics.route import MAX_EXPERTS, MAX_TOP_K, RouteOrder
 from moevit.registers import ErrorCode
 
+DESTINATION_LAYOUT = data.StructLayout({"stream": 1, "dma": 1, "compute": 1})
 CHECK_CYCLES = 8  #: from an instruction word to the verdict on it
 
 
@@ -87,7 +88,7 @@ class InstructionCheck(wiring.Component):
         for kind in FORMATS:
             if kind is Begin:  # only ever the first instruction, which fetch keeps
                 continue
-            rules = {"field": self._fields(kind)}
+            rules = {"field": self._fields(m, kind)}
             if kind is DmaOut:
                 rules["bus"] = self._view(kind).offset[: exact_log2(self.config.axi_bytes)].any()
             if kind is Stream:
@@ -113,8 +114,8 @@ class InstructionCheck(wiring.Component):
     def _view(self, kind: type[Instruction]):
         return instruction_layout(kind)(self.word)
 
-    def _fields(self, kind):
-        """Violations of what the format itself says."""
+    def _fields(self, m, kind):
+        """Violations of what the format itself says, a cycle late: LINEAR has too many for one."""
         view = self._view(kind)
         end = OPCODE_WIDTH
         bad = []
@@ -125,7 +126,10 @@ class InstructionCheck(wiring.Component):
             if field.maximum < (1 << field.width) - 1:
                 bad.append(value > field.maximum)
             end = field.offset + field.width
-        return _any([*bad, self.word[end:].any()])
+        bad.append(self.word[end:].any())
+        violated = Signal(len(bad), name=f"{kind.mnemonic().lower()}_violated")
+        m.d.sync += violated.eq(Cat(bad))
+        return violated.any()
 
     def _linear(self, m):
         config = self.config
@@ -291,6 +295,7 @@ class Dispatch(wiring.Component):
         word, last = Signal(INSTRUCTION_WIDTH), Signal()
         opcode = word[:OPCODE_WIDTH]
         is_end = Signal()
+        to = Signal(DESTINATION_LAYOUT)  # whom the instruction is offered to
         quiet = Signal()
         m.d.comb += [
             check.word.eq(word),
@@ -306,6 +311,7 @@ class Dispatch(wiring.Component):
         with m.If(self.o_compute.valid & self.o_compute.ready):
             m.d.sync += self.compute_number.eq(queue.r_data[INSTRUCTION_WIDTH:])
         m.d.sync += quiet.eq(self.all_retired & ~self.streamer_busy)
+        self._route(m, to, queue)
 
         waited = Signal(range(CHECK_CYCLES + 1))
         with m.FSM():
@@ -331,10 +337,15 @@ class Dispatch(wiring.Component):
                     with m.Elif(is_end):
                         m.next = "END"
                     with m.Else():
+                        m.d.sync += [
+                            to.stream.eq(opcode == Stream.opcode),
+                            to.dma.eq((opcode == DmaIn.opcode) | (opcode == DmaOut.opcode)),
+                            to.compute.eq((opcode == Linear.opcode) | (opcode == Attention.opcode)),
+                        ]
                         m.next = "ROUTE"
             with m.State("ROUTE"):
-                m.d.comb += [self.sent.eq(self._route(m, opcode, queue)), self.blocked.eq(~self.sent)]
                 with m.If(self.sent):
+                    m.d.sync += to.eq(0)
                     m.next = "TAKE"
             with m.State("END"):
                 m.d.comb += self.ended.eq(1)
@@ -348,25 +359,17 @@ class Dispatch(wiring.Component):
                 m.d.sync += self.fault.eq(1)
         return m
 
-    def _route(self, m, opcode, queue):
-        """Offers the instruction to its unit, and says whether it went."""
-        gone = Signal()
-        m.d.comb += self.o_order.payload.number.eq(self.number)
-        with m.Switch(opcode):
-            with m.Case(Stream.opcode):
-                m.d.comb += [self.o_stream.valid.eq(1), gone.eq(self.o_stream.ready)]
-            with m.Case(DmaIn.opcode, DmaOut.opcode):
-                m.d.comb += [
-                    self.o_order.payload.unit.eq(Unit.DMA),
-                    self.o_order.valid.eq(self.o_dma.ready),
-                    self.o_dma.valid.eq(self.o_order.ready),
-                    gone.eq(self.o_order.ready & self.o_dma.ready),
-                ]
-            with m.Default():
-                m.d.comb += [
-                    self.o_order.payload.unit.eq(Unit.COMPUTE),
-                    self.o_order.valid.eq(queue.w_rdy),
-                    queue.w_en.eq(self.o_order.ready),
-                    gone.eq(self.o_order.ready & queue.w_rdy),
-                ]
-        return gone
+    def _route(self, m, to, queue):
+        """Offers the instruction to the unit that ``to`` names, and says when it goes."""
+        has_room = Signal()
+        m.d.comb += [
+            has_room.eq((to.dma & self.o_dma.ready) | (to.compute & queue.w_rdy)),
+            self.o_stream.valid.eq(to.stream),
+            self.o_dma.valid.eq(to.dma & self.o_order.ready),
+            queue.w_en.eq(to.compute & self.o_order.ready),
+            self.o_order.valid.eq(has_room),
+            self.o_order.payload.number.eq(self.number),
+            self.o_order.payload.unit.eq(Mux(to.dma, Unit.DMA, Unit.COMPUTE)),
+            self.sent.eq((to.stream & self.o_stream.ready) | (self.o_order.ready & has_room)),
+            self.blocked.eq(to.as_value().any() & ~self.sent),
+        ]

@@ -281,12 +281,15 @@ class Post(wiring.Component):
         token = delay(m, token, _ADDRESS - 1 - _ENTRY, name="token")
         place = Cat(before.row, before.meta.row_tile)[:COUNT]
         index = Mux(rows.setting(_ADDRESS - 1, "scatter"), token, place)
+        # Whether the row at _READ has a residual, found a cycle before, for the memory's arbitration waits for it.
+        is_row = rows.valid[_READ - 1] & (rows.info[_READ - 1].meta.phase != Phase.SKIP)
+        self._reads = delay(m, is_row & rows.setting(_READ - 1, "residual", kv=0), 1, name="reads", reset=True)
         m.d.comb += [
             addresses.meta.eq(row.meta),
             addresses.index.eq(delay(m, index, 1, name="index")),
             addresses.settings.eq(rows.settings(_ADDRESS)),
             addresses.is_value.eq(rows.is_value[_ADDRESS]),
-            self.act_read.valid.eq(self._reads(rows) & ~addresses.residual_outside),
+            self.act_read.valid.eq(self._reads & ~addresses.residual_outside),
             self.act_read.pair.eq(addresses.residual[1:]),
             output.zero_point.eq(rows.setting(_RESIDUAL, "zero_point", kv=0)),
             output.use_residual.eq(rows.setting(_RESIDUAL, "residual", kv=0)),
@@ -294,12 +297,6 @@ class Post(wiring.Component):
             output.scaled.eq(second.scaled),
             output.out_type.eq(rows.setting(_SCALED + 1, "out_type", kv=OutputType.INT8)),
         ]
-
-    @staticmethod
-    def _reads(rows) -> Value:
-        """The row at _READ has a residual."""
-        is_row = rows.valid[_READ] & (rows.info[_READ].meta.phase != Phase.SKIP)
-        return is_row & rows.setting(_READ, "residual", kv=0)
 
     def _write(self, m, rows, output, addresses, writer, banks, gate) -> None:
         columns = self.config.columns
@@ -339,7 +336,7 @@ class Post(wiring.Component):
         bank = delay(m, row.meta.bank, 1, name="written_bank")
         m.d.comb += banks.finished.eq(Cat(written & ~bank, written & bank) | writer.done | gate.done)
 
-        read_outside = self._reads(rows) & addresses.residual_outside
+        read_outside = self._reads & addresses.residual_outside
         m.d.sync += self.fault_activation.eq(read_outside | (to_memory & here["write_outside"]))
         m.d.comb += self.fault_operand.eq(writer.fault)
 

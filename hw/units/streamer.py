@@ -68,7 +68,7 @@ class StreamRequester(wiring.Component):
     """Requests the slices of each part from the ports, ahead of the data.
 
     Members: those of Streamer of the same names, and
-    o_part : Out(stream of PART_LAYOUT), each part before its requests
+    o_part : Out(stream of PART_LAYOUT), each part before its requests; at last, one that is a fault
     o_brought : Out(stream of 1), as Streamer's, not buffered
     busy : Out(1), an instruction is queued
     undecided : Out(1), it waits to know whether a queue is empty, or to tell
@@ -179,12 +179,13 @@ class StreamRequester(wiring.Component):
                 with m.Else():
                     m.next = "CHECK"
             with m.State("CHECK"):
+                # A part that is faulty goes on as well: what takes it does not wait for the comparison, and no data
+                # will come for it.
+                m.d.comb += self.o_part.valid.eq(1)
+                with m.If(self.o_part.ready):
+                    m.next = "REQUEST"
                 with m.If(end > self.image_bytes):
                     m.next = "FAULT"
-                with m.Else():
-                    m.d.comb += self.o_part.valid.eq(1)
-                    with m.If(self.o_part.ready):
-                        m.next = "REQUEST"
             with m.State("REQUEST"):
                 for i, request in enumerate(self.o_request):
                     with m.If(port == i):

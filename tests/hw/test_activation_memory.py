@@ -15,10 +15,15 @@ def _clients(dut, names, kind):
     return [getattr(dut, f"{kind}_{name}") for name in names]
 
 
+def _kinds():
+    return [f"read_{name}" for name in READERS] + [f"write_{name}" for name in WRITERS]
+
+
 CONFIGS = [
     get_config("tiny"),
     get_config("wide"),
     dataclasses.replace(get_config("wide"), name="deep", activation_words=2 * ULTRA_PAIRS),  # banks of two memories
+    dataclasses.replace(get_config("tiny"), name="odd", activation_words=12_000),  # not a power of two
 ]
 
 
@@ -27,13 +32,19 @@ def test_random_traffic(config):
     dut = ActivationMemory(config)
     columns, pairs = config.columns, config.activation_words // 2
     memory = [bytearray(2 * columns) for _ in range(pairs)]
-    used = [0, 1, pairs - 1, 17]
+    used = [0, 1, pairs - 1, 17, pairs, pairs | 1 << 16]
     counts = dict.fromkeys(READERS + WRITERS, 0)
+    faults = dict.fromkeys(_kinds(), 0)
 
     async def bench(ctx):
         rng = random.Random(1)
-        due = []  # (cycle, reader index, expected pair)
+        due = []  # (cycle, reader index, expected pair, None if there is no such pair)
+        outside = set()  # who accessed none in the cycle before
         for cycle in range(1500):
+            assert ctx.get(dut.fault) == bool(outside)
+            if len(outside) == 1:
+                faults[outside.pop()] += 1
+            outside = set()
             requests = []
             for port in _clients(dut, READERS, "read"):
                 request = (rng.random() < 0.4, rng.choice(used))
@@ -59,7 +70,10 @@ def test_random_traffic(config):
             ):
                 assert ctx.get(port.ready) == free
                 if free and valid:
-                    due.append((cycle + ACTIVATION_READ_LATENCY, index, bytes(memory[pair])))
+                    data = bytes(memory[pair]) if pair < pairs else None
+                    due.append((cycle + ACTIVATION_READ_LATENCY, index, data))
+                    if data is None:
+                        outside.add(f"read_{READERS[index]}")
                     counts[READERS[index]] += 1
                     free = False
             valid_now = [ctx.get(p.data_valid) for p in _clients(dut, READERS, "read")]
@@ -67,7 +81,7 @@ def test_random_traffic(config):
             assert valid_now == [any(d[1] == i for d in expected) for i in range(3)]
             for _, index, data in expected:
                 got = ctx.get(_clients(dut, READERS, "read")[index].data).to_bytes(2 * columns, "little")
-                assert got == data, cycle
+                assert data is None or got == data, cycle
             free = True
             for index, (port, (valid, pair, data, mask)) in enumerate(
                 zip(_clients(dut, WRITERS, "write"), writes, strict=True)
@@ -76,14 +90,17 @@ def test_random_traffic(config):
                 if free and valid:
                     counts[WRITERS[index]] += 1
                     free = False
+                    if pair >= pairs:
+                        outside.add(f"write_{WRITERS[index]}")
+                        continue
                     for byte in range(2 * columns):
                         if mask >> byte & 1:
                             memory[pair][byte] = data[byte]
-            assert not ctx.get(dut.fault)
             await ctx.tick()
 
     run(dut, bench, timeout_cycles=2000)
     assert all(counts.values()), counts
+    assert all(faults.values()), faults  # each client's own
 
 
 def test_fault():
