@@ -226,6 +226,15 @@ def test_an_activation_that_saturates_is_refused_with_its_task_and_nodes(tmp_pat
     assert error["type"] == "UnsupportedOpError" and not target.exists()
 
 
+def test_a_refused_model_still_has_its_sensitivity_written(tmp_path: Path) -> None:
+    model, target, file = wide_residual(MODEL, tmp_path / "wide.onnx"), tmp_path / "out.moevit", tmp_path / "s.json"
+    result = moevit(model, "--config", "tiny", "--calib", DATA, "-o", target, "--sensitivity", file, "--json")
+    assert refused(result, "--sensitivity")["type"] == "AccuracyError"
+    assert not target.exists()
+    rows = json.loads(file.read_text())["main"]
+    assert rows[0]["cosine"] < 0.9 < rows[-1]["cosine"]
+
+
 def test_and_written_where_that_is_accepted(tmp_path: Path) -> None:
     model, target = wide_residual(MODEL, tmp_path / "wide.onnx"), tmp_path / "out.moevit"
     options = ["--config", "tiny", "--calib", DATA, "-o", target, "--accept-accuracy"]

@@ -100,7 +100,8 @@ def need_acceptable(found: Mapping[str, Mapping[str, Accuracy]]) -> None:
             f"{LARGEST_ERROR} are needed: the machine's integers do not hold the model's values",
             found=as_json(found),
             mend="see that the calibration data is like what the model will see, and prepared as it expects; "
-            "--accept-accuracy (accept_accuracy=True) compiles it all the same",
+            "--sensitivity FILE.json says which stage costs most; --accept-accuracy (accept_accuracy=True) compiles it "
+            "all the same",
         )
 
 

@@ -50,7 +50,8 @@ ONLY_TASK = "main"  #: name of the task when there is one model and it is given 
 )
 @click.option(
     "--sensitivity", "sensitivity_file", type=click.Path(path_type=Path), metavar="FILE.json",
-    help="Measure what the quantisation of each stage alone costs, print the worst, and write all to this file.",
+    help="Measure what the quantisation of each stage alone costs, print the worst, and write all to this file, also "
+    "where the container is refused for its accuracy.",
 )
 @click.option(
     "--strict", is_flag=True,
@@ -95,22 +96,25 @@ def command(
 
     from moevit import container
     from moevit.compiler.driver import compile_model
+    from moevit.compiler.ptq.accuracy import need_acceptable
     from moevit.sim.inputs import read_inputs
 
     with output.progress("compiling", STEPS_PER_TASK * len(tasks) + 1) as advance:
         done = _Steps(advance)
         compiled = compile_model(
             tasks, config, lambda task, wanted: read_inputs(wanted, data[task]).floats(),
-            speculate=not no_speculation, strict=strict, accept_accuracy=accept_accuracy, shapes=fixed, progress=done,
+            speculate=not no_speculation, strict=strict, shapes=fixed, progress=done,
+            accept_accuracy=accept_accuracy or sensitivity_file is not None,
         )  # fmt: skip
     errors: dict[str, list[Sensitivity]] = {}
     if sensitivity_file is not None:
         with output.progress("sensitivity") as advance:
             errors = compiled.sensitivity(lambda stage: advance(1))
+        write_sensitivity(sensitivity_file, errors)
+        if not accept_accuracy:  # a program that is refused is what one wants to know this of
+            need_acceptable(compiled.accuracy)
     target.parent.mkdir(parents=True, exist_ok=True)
     container.save(compiled.program, target)
-    if sensitivity_file is not None:
-        write_sensitivity(sensitivity_file, errors)
     seconds = time.perf_counter() - started
     result = summary(compiled) | {"output": target, "strict": strict, "wall_s": round(seconds, 3)}
     _say(output, result, compiled, target)
