@@ -12,17 +12,17 @@ from moevit.config import AcceleratorConfig
 from moevit.layout import ceil_div
 
 # LUTs of zcu104's units by what they grow with, and what there is of that in zcu104.
-_FIXED_LUT = 237 + 1525 + 869 + 3067 + 575 + 1866 + 1121 + 440 + 871 + 609 + 6998 + 426 + 185 + 669 + 493 + 309
-_LANE_LUT = (14152 + 3191 + 7619 + 7905 + 5397 + 2269 + 6758 + 4004 + 520 + 956) / 32  # per column
+_FIXED_LUT = 237 + 1525 + 862 + 3103 + 575 + 1866 + 1121 + 440 + 871 + 19 + 609 + 6998 + 426 + 185 + 690 + 493 + 309
+_LANE_LUT = (14152 + 3193 + 7619 + 7905 + 5397 + 2269 + 6758 + 4004 + 520 + 949) / 32  # per column
 _CELL_LUT = 18317 / (8 * 32)  # per accumulator: the sums of a K-deep cascade, and the shadow register
 _BYTE_LUT = 5419 / (32 * 8)  # per byte of an operand word
-_PORT_LUT = 784
+_PORT_LUT = 796 / 4
 _UNPACKED_LUT = 20  # per multiplier that stands alone: its share of an adder tree, 18 bits wide
-_FIXED_FF = 32 + 2197 + 697 + 1929 + 909 + 1998 + 1641 + 406 + 1763 + 716 + 6185 + 231 + 108 + 4565 + 587 + 490
-_LANE_FF = (12112 + 3430 + 4325 + 8512 + 6480 + 1664 + 4736 + 2707 + 514 + 521 + 1024 + 2048) / 32
+_FIXED_FF = 32 + 2197 + 740 + 1933 + 909 + 1998 + 1641 + 406 + 1763 + 15 + 716 + 6185 + 231 + 108 + 4726 + 587 + 491
+_LANE_FF = (12112 + 3427 + 4325 + 8512 + 6480 + 1664 + 4736 + 2707 + 514 + 521 + 1024 + 2048) / 32
 _CELL_FF = 19055 / (8 * 32)
 _BYTE_FF = 6418 / (32 * 8)
-_PORT_FF = 1288
+_PORT_FF = 1288 / 4
 _UNPACKED_FF = 20
 _FIXED_DSP = 15
 _LANE_DSP = (108 + 32 + 64 + 32) / 32
