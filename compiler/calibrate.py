@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 
 from moevit.compiler.interpret import hidden_of, steps
 from moevit.compiler.ir import Activation, Array, Attention, Graph, Linear, MoE, Op
-from moevit.compiler.ptq.statistics import Channels, Floats, Range, Statistics, buckets
+from moevit.compiler.ptq.statistics import Calibrated, Channels, Floats, Range, Statistics, buckets
 from moevit.errors import InputError, ModelError
 
 BATCH = 8
+APART = 4
 USUAL_SCORE = 300.0  #: of attention, times its scale; softmax's weights are a single one long before
 
-__all__ = ["Range", "calibrate", "observe"]
+__all__ = ["Range", "calibrate", "observe", "observe_apart"]
 
 
 def calibrate(graph: Graph, inputs: Mapping[str, NDArray]) -> dict[str, Range]:
@@ -33,19 +34,39 @@ def observe(graph: Graph, inputs: Mapping[str, NDArray]) -> Statistics:
     (see docs/numerics.md). Raises InputError for empty or non-finite data, ModelError
     where the float model overflows on it.
     """
-    count = min((len(v) for v in inputs.values()), default=0)
-    if count == 0:
+    _check(inputs)
+    watcher = _Watcher(graph)
+    watcher.watch(inputs)
+    return watcher.result()
+
+
+def observe_apart(graph: Graph, inputs: Mapping[str, NDArray]) -> Calibrated:
+    """As :func:`observe`, of all images but every ``APART``-th, and of all. Of two or three, one is held out."""
+    count = _check(inputs)
+    if count == 1:
+        seen = observe(graph, inputs)
+        return Calibrated(whole=seen, part=seen, held=inputs, fresh=False)
+    apart = np.arange(count) % min(count, APART) == 0
+    watcher = _Watcher(graph)
+    watcher.watch({k: v[~apart] for k, v in inputs.items()})
+    part = watcher.result()
+    held = {k: v[apart] for k, v in inputs.items()}
+    watcher.watch(held)
+    return Calibrated(whole=watcher.result(), part=part, held=held, fresh=True)
+
+
+def _check(inputs: Mapping[str, NDArray]) -> int:
+    """The number of images."""
+    counts = {len(v) for v in inputs.values()}
+    if not counts or 0 in counts:
         raise InputError("the calibration data holds no image", mend="give at least one, better a hundred")
+    if len(counts) > 1:
+        sizes = ", ".join(f"'{k}' {len(v)}" for k, v in inputs.items())
+        raise InputError(f"the inputs hold different numbers of images: {sizes}")
     for name, value in inputs.items():
         if not np.isfinite(value).all():
             raise InputError(f"calibration input '{name}' holds values that are not finite")
-    watcher = _Watcher(graph)
-    for first in range(0, count, BATCH):
-        for name, value, operands in steps(
-            graph, {k: v[first : first + BATCH] for k, v in inputs.items()}, watcher.inside
-        ):
-            watcher.see(name, value, operands)
-    return watcher.result()
+    return counts.pop()
 
 
 class _Watcher:
@@ -59,6 +80,13 @@ class _Watcher:
         self.channels: dict[str, Channels] = {}
         self.hidden: dict[str, Floats] = {}
         self.powers = {op.output: _power(graph, op.output) for op in graph.ops if isinstance(op, Activation)}
+
+    def watch(self, inputs: Mapping[str, NDArray]) -> None:
+        """Run the graph on images, and see all of it."""
+        for first in range(0, min(map(len, inputs.values())), BATCH):
+            batch = {k: v[first : first + BATCH] for k, v in inputs.items()}
+            for name, value, operands in steps(self.graph, batch, self.inside):
+                self.see(name, value, operands)
 
     def see(self, name: str, values: Array, operands: tuple[Array, ...]) -> None:
         """A tensor of the graph, and what it was computed from."""
@@ -110,8 +138,8 @@ class _Watcher:
         _widen(self.ranges, f"{op.output}#scores", scores)
 
     def result(self) -> Statistics:
-        """All that was seen."""
-        return Statistics(self.of_all_tokens | self.ranges, self.channels, self.hidden)
+        """All that was seen so far."""
+        return Statistics(self.of_all_tokens | self.ranges, dict(self.channels), dict(self.hidden))
 
 
 def _widen(ranges: dict[str, Range], name: str, values: Array) -> None:

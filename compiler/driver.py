@@ -2,26 +2,28 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moevit.compiler.calibrate import Range, observe
+from moevit.compiler.calibrate import Range, observe_apart
 from moevit.compiler.emit import Emitter, Routing
 from moevit.compiler.fuse import fuse
 from moevit.compiler.hazards import check_program
 from moevit.compiler.ir import Graph
-from moevit.compiler.joint import join_statistics
+from moevit.compiler.joint import join_calibrated, places
 from moevit.compiler.legalise import legalise
 from moevit.compiler.memory import BlockStore
 from moevit.compiler.parallel import one_blas_thread
 from moevit.compiler.partition import Plan, plan, stored
-from moevit.compiler.ptq import tune
 from moevit.compiler.ptq.accuracy import Accuracy, accuracy, chosen, need_acceptable
 from moevit.compiler.ptq.sensitivity import Sensitivity, sensitivity
+from moevit.compiler.ptq.trial import Known
+from moevit.compiler.ptq.tune import Tuned, tune
 from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
 from moevit.compiler.verify import verify
@@ -181,11 +183,18 @@ class Prepared:
         """A task in integers; the machine's columns are all that it depends on."""
         key = name, config.columns
         if key not in self._integers:
-            try:
+            with _refusals_of(name):
                 self._integers[key] = quantise(self.stages[name], self.ranges[name], config)
-            except UnsupportedOpError as error:
-                raise UnsupportedOpError(error.nodes, where=f"task {name!r}", mend=error.mend) from error
         return self._integers[key]
+
+
+@contextmanager
+def _refusals_of(task: str) -> Iterator[None]:
+    """What cannot be quantised is named with its task."""
+    try:
+        yield
+    except UnsupportedOpError as error:
+        raise UnsupportedOpError(error.nodes, where=f"task {task!r}", mend=error.mend) from error
 
 
 @one_blas_thread
@@ -203,9 +212,13 @@ def prepare(
     for name, graph in graphs.items():
         with _Clock(seconds, progress, name if len(graphs) > 1 else "")("calibrate"):
             fuse(graph)  # what no stage takes is an error before the long part
-            seen[name] = observe(graph, data[name])
-    seen = join_statistics(graphs, seen)
-    tuned = {name: tune(graph, seen[name]) for name, graph in graphs.items()}
+            seen[name] = observe_apart(graph, data[name])
+    seen = join_calibrated(graphs, seen)
+    tuned: dict[str, Tuned] = {}
+    known: Known = {}
+    for name, graph in graphs.items():
+        with _refusals_of(name), _Clock(seconds, progress, name if len(graphs) > 1 else "")("tune"):
+            tuned[name] = tune(graph, seen[name], places(graph) if len(graphs) > 1 else {}, known)
     return Prepared({n: t.stages for n, t in tuned.items()}, {n: t.ranges for n, t in tuned.items()})
 
 

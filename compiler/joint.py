@@ -14,7 +14,7 @@ import numpy as np
 
 from moevit.compiler.calibrate import Range
 from moevit.compiler.ir import Graph, MoE, Op
-from moevit.compiler.ptq.statistics import Channels, Floats, Statistics
+from moevit.compiler.ptq.statistics import Calibrated, Channels, Floats, Statistics
 
 Ranges = dict[str, Range]
 _OWN = ("name", "output", "source")  # what an operation is called and not what it does
@@ -55,6 +55,18 @@ def join_statistics(graphs: Mapping[str, Graph], seen: Mapping[str, Statistics])
         )
         for task, of_task in places.items()
     }
+
+
+def join_calibrated(graphs: Mapping[str, Graph], seen: Mapping[str, Calibrated]) -> dict[str, Calibrated]:
+    """The same for all that calibration knows."""
+    whole = join_statistics(graphs, {task: s.whole for task, s in seen.items()})
+    part = join_statistics(graphs, {task: s.part for task, s in seen.items()})
+    return {task: dataclasses.replace(s, whole=whole[task], part=part[task]) for task, s in seen.items()}
+
+
+def places(graph: Graph) -> dict[str, str]:
+    """What identifies each tensor's place, by its name: tensors of two tasks that have it are computed alike."""
+    return dict(_places(graph, {}))
 
 
 def _places(graph: Graph, ranges: Ranges) -> Iterable[tuple[str, str]]:

@@ -10,7 +10,7 @@ that have 8 bits here too.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -169,7 +169,8 @@ def _one_sided(r: Range) -> Format:
     return Format("uint8", scale, int(np.clip(round(-r.low / scale), 0, 255)))
 
 
-def _choose_formats(stages: Stages, ranges: dict[str, Range]) -> dict[str, Format]:
+def choose_formats(stages: Stages, ranges: dict[str, Range]) -> dict[str, Format]:
+    """The format of every tensor between stages."""
     outputs = {o.tensor for o in stages.graph.outputs}
     wide: set[str] = set(outputs)
     group: dict[str, str] = {}
@@ -211,14 +212,21 @@ def _choose_formats(stages: Stages, ranges: dict[str, Range]) -> dict[str, Forma
     return formats
 
 
-def quantise(stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig) -> Quantised:
-    """Quantise every stage for ``config`` (whose columns decide the padding of attention heads)."""
-    formats = _choose_formats(stages, ranges)
+def quantise(
+    stages: Stages, ranges: dict[str, Range], config: AcceleratorConfig, only: Collection[str] | None = None
+) -> Quantised:
+    """Quantise every stage for ``config`` (whose columns decide the padding of attention heads).
+
+    With ``only``, the stages of these names alone; the formats are still those of all tensors.
+    """
+    formats = choose_formats(stages, ranges)
     out: list[QuantisedStage] = []
     base: dict[str, NDArray[np.int64]] = {}
     kept = stages.graph.integer_weights
     heads = {s.output: (s.heads, s.head_dim) for s in stages.stages if isinstance(s, AttentionStage)}
     for s in stages.stages:
+        if only is not None and s.name not in only:
+            continue
         if isinstance(s, AttentionStage):
             out.append(_attention(s, formats, ranges))
         elif isinstance(s, EmbedStage):

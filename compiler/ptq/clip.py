@@ -6,20 +6,32 @@ square: rounding errors of a row's channels are independent and average out, the
 one sign, and images that were not in the calibration set reach further.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
-from moevit.compiler.ptq.statistics import Floats, Range, Statistics, bucket_values
+from moevit.compiler.ptq.statistics import Floats, Range, bucket_values
+from moevit.compiler.ptq.trial import Accept, Version, always
 
 CLIPPED = 8.0  #: weight of a clipping error's square beside a rounding error's
 FRACTIONS = tuple(i / 40 for i in range(40, 9, -1))
 LEVELS = 255
 
 
-def clip(statistics: Statistics) -> dict[str, Range]:
-    """All ranges, with those of activations as far as it pays."""
-    return statistics.ranges | {
-        name: clipped(statistics.ranges[name], counted) for name, counted in statistics.hidden.items()
-    }
+def clip(version: Version, accept: Accept = always) -> Version:
+    """The ranges of activations as far as it pays; those inside a mixture of experts together."""
+    ranges = version.statistics.ranges
+    groups: dict[str, dict[str, Range]] = {}
+    for name, counted in version.statistics.hidden.items():
+        smaller = clipped(ranges[name], counted)
+        if smaller != ranges[name]:
+            groups.setdefault(name.rpartition("#")[0] or name, {})[name] = smaller
+    for name, group in groups.items():
+        statistics = version.statistics
+        after = replace(version, own=version.stages, statistics=replace(statistics, ranges=statistics.ranges | group))
+        if accept(("clip", name), version, after):
+            version = after
+    return version
 
 
 def clipped(seen: Range, counted: Floats) -> Range:

@@ -68,6 +68,15 @@ class Emulator:
         """A tensor's real values."""
         return decode(values, self.quantised.formats[name])
 
+    def real(self, tensors: Mapping[str, Integers]) -> dict[str, NDArray[np.float32]]:
+        """Real values of tensors, with those rows of queries, keys and values alone that the float model has."""
+        out = {t: self.decode(t, values) for t, values in tensors.items()}
+        for a in self.stages.stages:
+            if isinstance(a, AttentionStage) and a.x in out:
+                out[a.x] = out[a.x][:, a.row : a.row + a.rows]
+                out |= {t: out[t][:, : a.keys] for t in (a.key, a.value) if t in out}
+        return out
+
     def run(self, inputs: Mapping[str, Floats]) -> dict[str, Integers]:
         """Every tensor between stages, for real inputs `(B, ...)`."""
         tensors = {i.name: self.encode(i.name, inputs[i.name].reshape(-1, *i.shape)) for i in self.stages.graph.inputs}

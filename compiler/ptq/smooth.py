@@ -15,7 +15,7 @@ How far to go is decided by the error that is to be expected: rounding errors ar
 tensors' share of the result's error follows from their steps and the power of what they are multiplied with.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from moevit.compiler.ir import Array, Attention, Graph, LayerNorm, Linear, MoE, Op, Rows
 from moevit.compiler.ptq.statistics import Range, Statistics
-from moevit.compiler.stages import LinearStage, Stage, Stages
+from moevit.compiler.ptq.trial import Accept, Version, always
+from moevit.compiler.stages import LinearStage
 from moevit.numerics.layernorm import BETA_FRACTION, BETA_WIDTH
 
 Floats = NDArray[np.float64]
@@ -41,20 +42,20 @@ class Change:
     shift: Floats
 
 
-def smooth(graph: Graph, statistics: Statistics) -> tuple[Graph, Statistics]:
-    """The graph with its channels evened out, and what calibration would have seen of it.
+def smooth(version: Version, accept: Accept = always) -> Version:
+    """The graph with its channels evened out where that is accepted, and what calibration would have seen of it.
 
     A model that is quantised already stays as it is: its integers would be others, and so would its scales.
     """
-    if graph.integer_weights or any(op.given is not None for op in graph):
-        return graph, statistics
-    for op in graph.ops:
-        if isinstance(op, LayerNorm):
-            graph, statistics = _after_norm(graph, statistics, op)
-        elif isinstance(op, Attention):
-            graph, statistics = _queries_and_keys(graph, statistics, op)
-            graph, statistics = _values(graph, statistics, op)
-    return graph, statistics
+    if version.graph.integer_weights or any(op.given is not None for op in version.graph):
+        return version
+    for op in version.graph.ops:
+        for of, kind, change in CHANGES:
+            if isinstance(op, of):
+                after = Version(*change(version.graph, version.statistics, op))
+                if after.graph is not version.graph and accept((kind, op.output), version, after):
+                    version = after
+    return version
 
 
 def _readers(graph: Graph, tensor: str) -> Iterator[Op]:
@@ -175,6 +176,11 @@ def _queries_and_keys(graph: Graph, statistics: Statistics, op: Attention) -> tu
     return graph, statistics
 
 
+CHANGES: tuple[tuple[type[Op], str, Callable[..., tuple[Graph, Statistics]]], ...] = (
+    (LayerNorm, "norm", _after_norm), (Attention, "scores", _queries_and_keys), (Attention, "values", _values),
+)  # fmt: skip
+
+
 def balance(statistics: Statistics, tensors: list[str], weights: list[Array]) -> Change:
     """How to change tensors that have the same channels, which are multiplied with ``weights`` `(out, in)`."""
     seen = [statistics.channels[t] for t in tensors]
@@ -203,23 +209,27 @@ def balance(statistics: Statistics, tensors: list[str], weights: list[Array]) ->
     return Change(min(candidates, key=noise), shift)
 
 
-def spread_kept(stages: Stages, statistics: Statistics) -> tuple[Stages, Statistics]:
+def spread_kept(version: Version, accept: Accept = always) -> Version:
     """LayerNorms whose results are stored: each channel fills the 8 bits of the loader, and the identity matrix that
     brings it to memory becomes a diagonal one, whose rows have scales of their own."""
-    out: list[Stage] = []
-    for s in stages.stages:
-        op = stages.graph.producer(s.output)
+    for s in version.stages.stages:
+        op = version.graph.producer(s.output)
         stated = op is not None and op.given is not None
-        if isinstance(s, LinearStage) and s.norm is not None and s.norm_output == s.output and not stated:
-            seen, name = statistics.channels[s.output], f"{s.output}#spread"
-            half = np.maximum(seen.half, 1e-3 * seen.half.max(initial=1e-6)) * MARGIN
-            beta = (s.norm.beta - seen.middle) / half
-            if not _beta_fits(beta, Range(-1.0, 1.0)):
-                out.append(s)
-                continue
-            norm = replace(s.norm, gamma=(s.norm.gamma / half).astype(np.float32), beta=beta.astype(np.float32))
-            s = replace(s, norm=norm, norm_output=name, weight=np.diag(half).astype(np.float32),
-                        bias=seen.middle.astype(np.float32))  # fmt: skip
-            statistics = replace(statistics, ranges=statistics.ranges | {name: Range(-1.0, 1.0)})
-        out.append(s)
-    return replace(stages, stages=tuple(out)), statistics
+        if not isinstance(s, LinearStage) or s.norm is None or s.norm_output != s.output or stated:
+            continue
+        seen, name = version.statistics.channels[s.output], f"{s.output}#spread"
+        half = np.maximum(seen.half, 1e-3 * seen.half.max(initial=1e-6)) * MARGIN
+        beta = (s.norm.beta - seen.middle) / half
+        if not _beta_fits(beta, Range(-1.0, 1.0)):
+            continue
+        norm = replace(s.norm, gamma=(s.norm.gamma / half).astype(np.float32), beta=beta.astype(np.float32))
+        spread = replace(s, norm=norm, norm_output=name, weight=np.diag(half).astype(np.float32),
+                         bias=seen.middle.astype(np.float32))  # fmt: skip
+        ranges = version.statistics.ranges | {name: Range(-1.0, 1.0)}
+        after = replace(
+            version, statistics=replace(version.statistics, ranges=ranges),
+            own=replace(version.stages, stages=tuple(spread if t is s else t for t in version.stages.stages)),
+        )  # fmt: skip
+        if accept(("spread", s.output), version, after):
+            version = after
+    return version

@@ -1,6 +1,6 @@
 """What the float model's tensors look like over calibration inputs, channel by channel."""
 
-
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,3 +127,21 @@ class Statistics:
         low, high = channels.expected
         seen = Range(margin * min(float(low.min()), 0.0), margin * max(float(high.max()), 0.0))
         return replace(self, ranges=self.ranges | {tensor: seen}, channels=self.channels | {tensor: channels})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Calibrated:
+    """What calibration knows of a graph.
+
+    Parameters
+    ----------
+    whole : what was seen of all images
+    part : of all but some
+    held : those images `(B, ...)` by input, on which is tried what ``part`` suggests
+    fresh : whether ``part`` has not seen them; one image alone must serve for both
+    """
+
+    whole: Statistics
+    part: Statistics
+    held: Mapping[str, NDArray]
+    fresh: bool
