@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from moevit.compiler.calibrate import Range
 from moevit.compiler.ir import Given, MoE
-from moevit.compiler.ptq.grid import steps_of
+from moevit.compiler.ptq.grid import LOWEST, steps_of
 from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, MoeStage, Stage, Stages
 from moevit.config import AcceleratorConfig
 from moevit.errors import UnsupportedNode, UnsupportedOpError
@@ -325,12 +325,14 @@ def _integers(
     peak = np.abs(weight).max(axis=1)
     limit = (1 << (BIAS_WIDTH - 1)) - 1
     scale = np.where(peak > 0, peak, 1.0) / WEIGHT_MAX
+    lowest = np.full(len(weight), -WEIGHT_MAX)
     if kept:
         steps = steps_of(weight)
         scale = np.where(steps > 0, steps, scale)
+        lowest = np.where(steps > 0, LOWEST, lowest)
     # where a bias dwarfs its row's weights it decides the row's scale, and the weights round to little or nothing
     scale = np.maximum(scale, np.abs(bias) / (seen.scale * (limit >> 1)))
-    q = np.clip(np.round(weight / scale[:, None]), -WEIGHT_MAX, WEIGHT_MAX)
+    q = np.clip(np.round(weight / scale[:, None]), lowest[:, None], WEIGHT_MAX)
     acc_scale = scale * seen.scale
     q_bias = np.round(bias / acc_scale) - seen.zero_point * q.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from compile_helpers import SHIPPED, float_inputs
+from compile_helpers import FIXTURES, SHIPPED, float_inputs
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx_net import Net
@@ -185,7 +185,32 @@ def test_a_mixture_of_experts_has_the_formats_of_its_hidden_values(tmp_path: Pat
     assert cosine(compile_file(path, {"image": images}, strict=True), path, test) > 0.998
 
 
-# Forms that others write.
+# Exports of other tools, as they write them; fixtures/quantised/make_quantised.py says with which versions.
+
+
+@pytest.mark.parametrize("tool", ["torchao", "brevitas"])
+def test_exports_of_other_tools(tool: str) -> None:
+    path = FIXTURES / "quantised" / f"{tool}.onnx"
+    inputs = dict(np.load(FIXTURES / "quantised" / "images.npz"))
+    quantised, graph = integers(path, inputs)
+    nodes = onnx.load(path).graph.node
+    assert {n.op_type for n in nodes} >= {"QuantizeLinear", "DequantizeLinear"}
+    assert any(n.op_type == "Clip" for n in nodes) == (tool == "brevitas")
+    scales = {np.float32(v) for k, v in constants(path).items() if v.dtype == np.float32 and v.size == 1}
+    stated = [i.given for i in graph.inputs] + [op.given for op in graph if op.given is not None]
+    assert len(stated) >= 5 and all(g is not None for g in stated)
+    assert {np.float32(g.scale) for g in stated if g is not None} <= scales
+    for q in quantised.stages:
+        if isinstance(q, QuantisedLinear):  # every row is the model's
+            assert (steps_of(q.stage.weight) > 0).all()
+    hidden = next(op.output for op in graph if isinstance(op, ir.Activation))
+    assert np.float32(quantised.formats[hidden].scale) in scales
+    got = cosine(compile_file(path, inputs, strict=True), path, inputs)
+    print(f"{tool}: {got:.5f}")
+    assert got > 0.998
+
+
+# Their forms, as small as can be.
 
 
 def quantiser(net: Net, x: str, scale: float, zero: int, dtype: type, clip: tuple[int, int] | None = None) -> str:
@@ -203,7 +228,7 @@ def form_net(form: str, tmp_path: Path) -> Path:
     rng = np.random.default_rng(5)
     first, second = (rng.integers(-127, 128, s).astype(np.int8) for s in ((24, 16), (10, 24)))
     for q in (first, second):
-        q[:, 0], q[:, 1] = 127, 1
+        q[:, 0], q[:, 1] = -128 if form == "torchao" else 127, 1
     scales = [rng.uniform(0.002, 0.004, n).astype(np.float32) for n in (24, 10)]
 
     def linear(x: str, q: NDArray[np.int8], scale: NDArray[np.float32]) -> str:
@@ -292,6 +317,11 @@ def test_steps_of_rows_that_are_multiples() -> None:
     for row in (*range(20), *range(22, 60)):
         assert steps[row] == pytest.approx(scale[row] * divisor[row], rel=1e-6)
     assert steps[20] == steps[21] == 0
+
+
+def test_steps_of_rows_that_go_to_the_end_of_int8() -> None:
+    q = np.array([[-128, 1, 127], [128, 1, -127]])
+    assert steps_of(q * np.float32(0.03)) == pytest.approx([0.03, 0])
 
 
 def test_steps_of_other_rows_are_none() -> None:
