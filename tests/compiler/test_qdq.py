@@ -58,9 +58,13 @@ def compile_file(path: Path, inputs: dict[str, NDArray], **options: bool) -> Com
 
 
 def cosine(compiled: Compiled, path: Path, inputs: dict[str, NDArray]) -> float:
-    """The least cosine over outputs, mean over images, between the machine and onnxruntime on the same file."""
+    """The least cosine over outputs, mean over images, between the machine and onnxruntime on the same file.
+
+    On two of the images every tensor is compared with the reference too, bit by bit.
+    """
     shapes = {k: v.shape[1:] for k, v in inputs.items()}
     got = simulate(compiled.program, from_arrays(shapes, inputs)).outputs
+    simulate(compiled.program, from_arrays(shapes, {k: v[:2] for k, v in inputs.items()}), check=True)
     worst = 1.0
     for name, want in run_onnxruntime(path, inputs).items():
         a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (got[name], want))
