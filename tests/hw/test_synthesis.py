@@ -31,7 +31,7 @@ LONGEST = {
     "post.Post": 10,
     "dispatch.Dispatch": 10,
     "fetch.Fetch": 11,
-    "streamer.Streamer": 12,
+    "streamer.Streamer": 11,
     "dma.Dma": 13,
     "loader.Loader": 16,
 }
