@@ -32,8 +32,6 @@ def run_onnxruntime(
     """The model's outputs, image by image, `(B, ...)` by name; `model` is computed in the place of the file's."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if model is not None:  # onnxruntime would quantise what is multiplied with weights that are dequantised
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
         source = str(path) if model is None else model.SerializeToString()
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

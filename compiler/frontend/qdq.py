@@ -2,7 +2,7 @@
 
 A quantiser is QuantizeLinear, perhaps Clip, DequantizeLinear, as onnxruntime's quantize_static, Brevitas (QCDQ) and
 torchao (pt2e) write it. Those of activations are taken out, and what they say of a tensor is kept beside the model;
-those of weights are constants like others, whose integers the quantiser finds again.
+those of weights become constants like others, whose integers are found again when they are quantised.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,6 +18,7 @@ from moevit.compiler.ir import Given
 
 _DEFAULT = ("", "ai.onnx")
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+_EVALUATED = 19  #: the first version of DequantizeLinear that onnx's evaluator has; those before are the same
 _SHAPES = ("Shape", "Size")
 _LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _LINEAR = ("Conv", "Gemm", "MatMul")
@@ -29,7 +30,7 @@ _STEPS = 250  #: of a format that is taken for one of 8 bits: Brevitas' narrow r
 class Stripped:
     """A model without the quantisers of its activations.
 
-    model : what computes the same in float; the model itself where there are none
+    model : what computes the same in float; the model itself where nothing is quantised
     given : by tensor of ``model``, the format that the quantiser behind it states
     weights : whether constants are dequantised: there are matrices of integers times a scale
     """
@@ -73,7 +74,11 @@ class _Stripper:
 
     def run(self) -> Stripped:
         nodes: list[onnx.NodeProto] = []
+        weights: list[str] = []
         for node in self.model.graph.node:
+            if self._constant(node):
+                weights.append(node.output[0])
+                continue
             for i, name in enumerate(node.input):
                 node.input[i] = self.same.get(name, name)
             found = self._quantiser(node)
@@ -89,14 +94,29 @@ class _Stripper:
             if node.output[0] in self.outputs:
                 nodes.append(helper.make_node("Identity", [tensor], [node.output[0]], name=node.name))
             self.same[node.output[0]] = tensor
-        weights = any(n.op_type == "DequantizeLinear" and n.input[0] not in self.variable for n in nodes)
-        if not self.given:
-            return Stripped(self.model, {}, weights)
+        graph = self.model.graph
         nodes = _without_dead(nodes, self.outputs)
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(nodes)
-        del self.model.graph.value_info[:]
-        return Stripped(self.model, self.given, weights)
+        read = {name for node in nodes for name in _reads(node)} | self.outputs
+        read |= {entry.name for entry in graph.input}  # constants may be inputs too, which have to keep them
+        stored = [t for t in graph.initializer if t.name in read]
+        stored += [self.constants[name] for name in weights if name in read]
+        for entries, kept in ((graph.node, nodes), (graph.initializer, stored), (graph.value_info, ())):
+            del entries[:]
+            entries.extend(kept)
+        return Stripped(self.model, self.given, bool(weights))
+
+    def _constant(self, node: onnx.NodeProto) -> bool:
+        """Whether a node dequantises a constant; its values are then one too.
+
+        onnxruntime, which everything is compared with, quantises what it multiplies with a matrix that is dequantised.
+        """
+        if node.op_type != "DequantizeLinear" or node.input[0] in self.variable or node.output[0] in self.outputs:
+            return False
+        try:
+            self._value(node.output[0])
+        except Exception:  # whatever the evaluation runs into; the tracer says what is wrong with the node
+            return False
+        return True
 
     def _quantiser(self, node: onnx.NodeProto) -> tuple[str, Given] | None:
         """What a quantiser reads, and its format, from its last node; None if it is not one to take out."""
@@ -146,7 +166,11 @@ class _Stripper:
             graph = helper.make_graph(
                 nodes, "constant", [], [onnx.ValueInfoProto(name=name)], [self.constants[i] for i in sorted(read)]
             )
-            model = helper.make_model(graph, opset_imports=self.model.opset_import)
+            opsets = [
+                helper.make_opsetid(o.domain, max(o.version, _EVALUATED) if o.domain in _DEFAULT else o.version)
+                for o in self.model.opset_import
+            ]
+            model = helper.make_model(graph, opset_imports=opsets)
             (array,) = ReferenceEvaluator(model).run(None, {})
             self.constants[name] = numpy_helper.from_array(np.asarray(array), name)
         return numpy_helper.to_array(self.constants[name])

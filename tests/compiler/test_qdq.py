@@ -155,6 +155,39 @@ def test_activations_keep_their_formats(
                     assert f == Format("int8", pytest.approx(given.scale * (1 if reach <= 128 else reach / 127)))
 
 
+@pytest.mark.parametrize("place", ["end", "middle"])
+def test_a_quantised_model_that_is_split(
+    place: str, fashion: dict[str, Path], calibration: dict[str, NDArray], tmp_path: Path
+) -> None:
+    """What the machine does of it has the model's formats still."""
+    model = onnx.load(fashion["int8"])
+    nodes = model.graph.node
+    if place == "end":
+        nodes.append(helper.make_node("Softmax", ["logits"], ["chances"], name="chances"))
+        model.graph.output[0].name = "chances"
+    else:
+        gelu = [n for n in nodes if n.op_type == "Gelu"][1]
+        gelu.op_type = "Softplus"
+        del gelu.attribute[:]
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path)
+    compiled = compile_file(path, calibration)
+    assert compiled.host_nodes["main"]
+    assert compiled.prepared is not None
+    stored = constants(path)
+    scales = {np.float32(v) for k, v in stored.items() if k.endswith("_scale") and v.ndim == 0}
+    hidden = 0
+    for name, stages in compiled.prepared.stages.items():
+        quantised = compiled.prepared.quantised(name, CONFIG)
+        for q in quantised.stages:
+            if isinstance(q, QuantisedLinear) and q.activation:
+                assert np.float32(q.output.scale) in scales
+                hidden += 1
+        assert stages.graph.integer_weights
+    assert hidden == (4 if place == "end" else 3)
+    assert cosine(compiled, path, {"image": calibration["image"][:8]}) > 0.998
+
+
 def test_weights_with_a_zero_point(tmp_path: Path) -> None:
     """Rows that lie within 127 steps of it keep theirs, the others are quantised again, each with its own scale."""
     net = Net(1, 12, 16)
