@@ -77,13 +77,16 @@ def predict(
         raise SimulationError(f"{len(retired)} of {count} instructions retire, then it locks up", where="cycle")
     end = max(retired[-1] + 1 if retired else 0, front.ended)
     counters = {"stream": streamer.waits, **compute.waits, "dma": dma.waits}
+    whole = end + units.DISPATCH_DONE + INTERRUPT
+    for causes in counters.values():  # the loader's two halves may be busy in one cycle, which is counted for both
+        causes["busy"] = min(causes["busy"], whole - sum(n for cause, n in causes.items() if cause != "busy"))
     spare = sum(
         end - first
         for order, brings in zip((o for o in orders if o.instruction.predicated), streamer.brings, strict=True)
         if brings and not order.filled
         for first, end in blocks(order.instruction, config)
     )
-    return Prediction(end + units.DISPATCH_DONE + INTERRUPT, tuple(retired), counters, spare)
+    return Prediction(whole, tuple(retired), counters, spare)
 
 
 def even_lengths(instructions: Sequence[Instruction]) -> dict[int, NDArray[np.int64]]:

@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# A board is made here for its ports only.
 """The way to the bitstream, with stand-ins for the tools: what is kept, what is reported, what is not written."""
 
 import json
