@@ -1,13 +1,11 @@
 """From events to joules, as a range."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from moevit.energy.activity import Activity
 from moevit.energy.constants import (
     BLOCK_MEMORY,
-    CONSTANTS,
     DRAM,
     LANE,
     LEAKAGE,
@@ -123,8 +121,3 @@ def estimate(activity: Activity, *, clock_mhz: float, luts: float) -> Energy:
 def _part(name: str, count: float, constant: Constant, unit: float) -> Part:
     low, typical, high = (count * value * unit for value in (constant.low, constant.typical, constant.high))
     return Part(name, count, constant, Range(low, typical, high))
-
-
-def constants_table() -> list[Mapping[str, Any]]:
-    """The constants as plain values."""
-    return [vars(constant) for constant in CONSTANTS]

@@ -191,10 +191,13 @@ def test_a_gate_takes_what_its_unit_states() -> None:
 
 # What the model leaves out is that the DMA unit waits for the activation memory. On `square` a pair of its words is a
 # bus word, so that a copy asks for the memory in every cycle, as the loader does.
-@pytest.mark.parametrize(("config", "within"), [("tiny", 0.002), ("wide", 0.002), ("square", 0.006)])
-def test_shipped_model(config: str, within: float) -> None:
+CONTENTION = pytest.mark.xfail(strict=True, reason="without contention for the activation memory it is 0.55 % low")
+
+
+@pytest.mark.parametrize("config", ["tiny", "wide", pytest.param("square", marks=CONTENTION)])
+def test_shipped_model(config: str) -> None:
     predicted, measured = both(compiled(FASHION, config).program, "main", clothes())
-    assert predicted.cycles[0] == pytest.approx(measured.cycles[0], rel=within)
+    assert predicted.cycles[0] == pytest.approx(measured.cycles[0], rel=0.002)
 
 
 @pytest.mark.parametrize("task", ["seg", "depth"])
