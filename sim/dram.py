@@ -42,10 +42,10 @@ class DramModel:
                 raise InputError(f"{name} must be {low} … {high}, not {value}", where="DRAM model")
 
     @classmethod
-    def default(cls, config: AcceleratorConfig) -> "DramModel":
+    def default(cls, config: AcceleratorConfig, bytes_per_cycle: float = BYTES_PER_CYCLE) -> "DramModel":
         """12.8 GB/s at 300 MHz, or one bus word per port and cycle where the ports carry less."""
         ports = (config.weight_ports + 1) * config.axi_bytes
-        return cls(bytes_per_cycle=min(BYTES_PER_CYCLE, ports))
+        return cls(bytes_per_cycle=min(bytes_per_cycle, ports))
 
     def as_dict(self) -> dict[str, float | int | None]:
         return asdict(self)

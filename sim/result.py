@@ -273,7 +273,7 @@ def program_dram_bytes(program: Program, task: Task, lengths: Lengths | None = N
             else:
                 weights += size
         elif isinstance(i, DmaIn):
-            size = i.count0 * i.count1 * i.segments * i.segment_bytes
+            size = i.moved_bytes
             if i.source == DmaSource.IMAGE:
                 weights += size
             else:

@@ -10,6 +10,7 @@ from moevit.isa import Attention, DmaIn, Instruction, Linear
 from moevit.isa.formats import DmaSource
 from moevit.layout import ceil_div
 from moevit.program import Task
+from moevit.steps import attention_steps, linear_steps
 
 Queues = Mapping[int, Sequence[int]]  #: by a gate's program number: tokens of each expert
 
@@ -73,7 +74,7 @@ def bound(
     """
     weights = dram_bytes["weights"] - dram_bytes["speculative"]
     constants = sum(
-        i.count0 * i.count1 * i.segments * i.segment_bytes
+        i.moved_bytes
         for i in instructions
         if isinstance(i, DmaIn) and i.source == DmaSource.IMAGE
     )
@@ -95,10 +96,7 @@ def issued_steps(config: AcceleratorConfig, instructions: Sequence[Instruction],
         if isinstance(i, Linear):
             gate = number if i.route else gate
             rows = queues[gate][i.queue] if i.gather or i.scatter else i.n_rows
-            each = i.tiles * ceil_div(i.length, config.depth)
-            steps += ceil_div(rows, config.rows) * each if rows else 1
+            steps += linear_steps(config, i, rows) if rows else 1
         elif isinstance(i, Attention):
-            scores = ceil_div(i.n_keys, config.columns) * ceil_div(i.head_dim, config.depth)
-            context = ceil_div(i.head_dim, config.columns) * ceil_div(i.n_keys, config.depth)
-            steps += i.heads * ceil_div(i.n_rows, config.rows) * (scores + context)
+            steps += attention_steps(config, i)
     return steps

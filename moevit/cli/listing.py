@@ -133,7 +133,7 @@ def _layer_entry(
         role=role(layer, instructions),
         shape=_shape(task, layer, instructions),
         macs=layer.macs,
-        weight_bytes=sum(_stream_bytes(instructions[s], config) for s in layer.streams),
+        weight_bytes=sum(stream_bytes(instructions[s], config) for s in layer.streams),
         ideal_cycles=cycles,
         utilisation=_utilisation(layer.macs, cycles, config),
         instructions=layer.instructions,
@@ -212,7 +212,8 @@ def _shape(task: Task, layer: Layer, instructions: list[Instruction]) -> str:
     return f"{t.rows}×{t.channels}"
 
 
-def _stream_bytes(instruction: Instruction, config: AcceleratorConfig) -> int:
+def stream_bytes(instruction: Instruction, config: AcceleratorConfig) -> int:
+    """What a STREAM brings: norm parameters, POST parameters and weights."""
     assert isinstance(instruction, Stream)
     return (
         instruction.norm_words * config.norm_word_bytes
@@ -335,7 +336,7 @@ def _image_parts(i: Instruction, config: AcceleratorConfig) -> Iterable[tuple[in
         yield i.post_offset * BLOCK_BYTES, i.post_words * config.post_word_bytes, "post"
         yield i.weight_offset * BLOCK_BYTES, i.weight_words * config.operand_word_bytes, "weights"
     if isinstance(i, DmaIn) and i.source == DmaSource.IMAGE:
-        yield i.offset, i.count0 * i.count1 * i.segments * i.segment_bytes, "constant"
+        yield i.offset, i.moved_bytes, "constant"
 
 
 @dataclass(frozen=True)

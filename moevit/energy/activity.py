@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from moevit.config import AcceleratorConfig
 from moevit.isa import Attention, DmaIn, DmaOut, Instruction, Linear, NormMode, OutputType, Stream
 from moevit.layout import ceil_div, row_words
+from moevit.steps import attention_steps, linear_steps
 
 Queues = Mapping[int, Sequence[float]]  #: by a gate's program number: tokens of each expert
 
@@ -65,7 +66,7 @@ class Counter:
             elif isinstance(i, Attention):
                 self.attention(i)
             elif isinstance(i, DmaIn):
-                self.activation += i.count0 * i.count1 * i.segments * i.segment_bytes
+                self.activation += i.moved_bytes
             elif isinstance(i, DmaOut):
                 self.activation += i.words * self.config.columns
             elif isinstance(i, Stream) and not i.predicated:
@@ -74,8 +75,7 @@ class Counter:
     def linear(self, i: Linear, rows: float) -> None:
         """A LINEAR of so many rows; an average for those of a queue."""
         c = self.config
-        row_tiles = -(-rows // c.rows)
-        steps = row_tiles * i.tiles * ceil_div(i.length, c.depth)
+        steps = linear_steps(c, i, rows)
         self.steps += steps
         self.rows_out += rows * i.tiles
         wide = i.norm != NormMode.NONE
@@ -95,11 +95,8 @@ class Counter:
     def attention(self, i: Attention) -> None:
         """An ATTENTION."""
         c = self.config
-        row_tiles = ceil_div(i.n_rows, c.rows)
         key_tiles, value_tiles = ceil_div(i.n_keys, c.columns), ceil_div(i.head_dim, c.columns)
-        scores = key_tiles * ceil_div(i.head_dim, c.depth)
-        context = value_tiles * ceil_div(i.n_keys, c.depth)
-        steps = i.heads * row_tiles * (scores + context)
+        steps = attention_steps(c, i)
         self.steps += steps
         self.rows_out += i.heads * i.n_rows * (key_tiles + value_tiles)
         self.norm_elements += i.heads * i.n_rows * i.n_keys  # probabilities brought to their final maximum

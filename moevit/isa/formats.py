@@ -123,6 +123,11 @@ class DmaIn(Retiring):
     dst_segment: int = field(BYTE_ADDRESS, "bytes", "between segments in activation memory", default=0)
     dst: int = field(BYTE_ADDRESS, "bytes", "start in activation memory")
 
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that it copies."""
+        return self.count0 * self.count1 * self.segments * self.segment_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class DmaOut(Retiring):

@@ -8,7 +8,7 @@ from typing import Any
 
 from moevit.config import AcceleratorConfig
 from moevit.errors import ConfigError, InputError
-from moevit.sim.dram import BYTES_PER_CYCLE, DramModel
+from moevit.sim.dram import DramModel
 
 DRAM_GBPS = "dram_gbps"  #: an axis that is no field of the configuration: the memory's rate, in 10⁹ bytes a second
 DEFAULT = ("rows=4,8,16", "columns=16,32,64", "depth=4,8,16")
@@ -77,6 +77,6 @@ def points(base: AcceleratorConfig, axes: Mapping[str, Sequence[Scalar]]) -> Ite
 
 def _dram(config: AcceleratorConfig, gbps: Scalar | None) -> DramModel:
     """The memory of a point; a rate in seconds is worth more bytes a cycle to a slower machine."""
-    ports = (config.weight_ports + 1) * config.axi_bytes
-    rate = BYTES_PER_CYCLE if gbps is None else float(gbps) * 1000 / config.clock_mhz
-    return dataclasses.replace(DramModel.default(config), bytes_per_cycle=min(rate, ports))
+    if gbps is None:
+        return DramModel.default(config)
+    return DramModel.default(config, float(gbps) * 1000 / config.clock_mhz)

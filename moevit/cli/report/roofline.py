@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from moevit.cli.groups import Group
+from moevit.cli.listing import stream_bytes
 from moevit.config import AcceleratorConfig
 from moevit.energy.activity import Counter
-from moevit.isa import Attention, DmaIn, Instruction, Linear, Stream
+from moevit.isa import Attention, DmaIn, Instruction, Linear
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,13 @@ def point(
             elif isinstance(work, Attention):
                 count.attention(work)
             elif isinstance(work, DmaIn):
-                streamed += work.count0 * work.count1 * work.segments * work.segment_bytes
+                streamed += work.moved_bytes
         if share > 0:
-            streamed += sum(_stream_bytes(config, instructions[number]) for number in layer.streams)
+            streamed += sum(stream_bytes(instructions[number], config) for number in layer.streams)
         macs += layer.macs  # those of experts are shared out evenly, and a group has all of a gate's
     operand = count.steps * config.operand_word_bytes
     return Point(
         group.name, group.kind, macs, cycles, streamed, operand, macs / streamed if streamed and macs else None,
         macs / operand if operand and macs else None,
         macs / cycles * config.clock_mhz / 1000 if cycles > 0 and macs else None,
-    )  # fmt: skip
-
-
-def _stream_bytes(config: AcceleratorConfig, stream: Instruction) -> float:
-    assert isinstance(stream, Stream)
-    return (
-        stream.weight_words * config.operand_word_bytes + stream.post_words * config.post_word_bytes
-        + stream.norm_words * config.norm_word_bytes
     )  # fmt: skip
