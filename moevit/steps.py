@@ -1,4 +1,4 @@
-"""Steps that the array takes for an instruction: T rows, C columns and K products at a time, the last of each padded."""
+"""Steps that the array takes for an instruction: T rows, C columns, K products at a time, the last of each padded."""
 
 from typing import TypeVar
 

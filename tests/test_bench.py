@@ -22,6 +22,7 @@ from moevit.compiler.driver import compile_graphs
 from moevit.compiler.verify import verify
 from moevit.config import CONFIGS
 from moevit.errors import InputError
+from moevit.sim import verilate
 from moevit.sim.simulate import BACKENDS
 
 SMALL = Shape(
@@ -185,6 +186,7 @@ def check_work(work: Work) -> None:
 
 def test_small_workloads_on_the_rtl() -> None:
     said: list[str] = []
+    verilate.build(CONFIGS["tiny"])  # which says so when it has to be done
     one, other = run([WORKLOAD, OTHER], ["rtl"], CONFIGS["tiny"], progress=said.append)
     for work in (one, other):
         check_work(work)
