@@ -1,4 +1,4 @@
-"""The whole ULX3S design under Verilator, through its serial line with the driver."""
+"""The whole ULX3S design under Verilator, through its serial line with the driver: as generated, and as synthesised."""
 
 import dataclasses
 import random
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from differential.random_program import RandomProgram, random_program
 
+from moevit.boards.ulx3s import flow
 from moevit.boards.ulx3s.design import Design
 from moevit.boards.ulx3s.gateware.board import generate
 from moevit.boards.ulx3s.simulation import model
@@ -78,6 +79,18 @@ def device(opened: Device) -> Iterator[Device]:
 @pytest.mark.parametrize("seed", [SEED, 92, 231, 235])
 def test_programs(device: Device, seed: int) -> None:
     check(device, random_program(DESIGN.config, seed, LENGTH))
+
+
+@pytest.mark.slow
+def test_netlist() -> None:
+    """The netlist that is placed and routed: synthesis has changed nothing."""
+    netlist = model.plain_netlist(flow.synthesise(DESIGN, print), print)
+    for cell in ("DP16KD", "MULT18X18D", "EHXPLLL"):
+        assert f" {cell} " in netlist, "cells, not what they were made of"
+    link, _ = open_link(netlist)
+    with Device(link, DESIGN.config) as device:
+        check(device, random_program(DESIGN.config, SEED, LENGTH))
+        device.unload()
 
 
 def test_memory(device: Device) -> None:

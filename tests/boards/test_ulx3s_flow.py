@@ -40,7 +40,9 @@ class Tools:
     def nextpnr(self, arguments: Any, folder: Path, log: Path, follow: Any) -> None:
         self.calls.append("nextpnr")
         follow("Info: Packing LUTFFs..")
-        follow("Info:     at iteration #7, type ALL: wirelen solved = 1, spread = 2, legal = 3; time = 1.00s")
+        follow("Info: iter=30 steplen=0.87 a=1.0 penalty=[0.0, 0.0]")
+        follow("Info:   at iteration #5: temp = 0.000000, timing cost = 3864, wirelen = 440132")
+        follow("Info:     iter=9 wires=926093 overused=1077 overuse=1 archfail=NA")
         log.write_text("a log\n")
         (folder / flow.ROUTED).write_text("")
         arc = {"delay": 1.5, "type": "logic", "from": {"cell": "a"}, "to": {"cell": "b"}}
@@ -73,7 +75,9 @@ def test_build(tools: Tools, tmp_path: Path) -> None:
     said: list[str] = []
     values = flow.build(Design(), tmp_path / "out", announce=said.append)
     assert tools.calls == ["yosys", "nextpnr", "ecppack"]
-    assert "nextpnr: placing, iteration 7 …" in said
+    assert "nextpnr: placing, iteration 30 …" in said
+    assert "nextpnr: refining the placement, iteration 5 …" in said
+    assert "nextpnr: routing, iteration 9: 1,077 wires overused …" in said
     assert (tmp_path / "out" / flow.BITSTREAM).read_bytes() == b"bits"
     assert values["clocks"] == {"clk": {"fmax_mhz": 61.5, "wanted_mhz": 50.0, "met": True}}
     assert values["utilisation"]["EBR"] == {"used": 191, "available": 208, "percent": 91.8}

@@ -1,7 +1,7 @@
 // Simulation models of the ECP5 cells that Yosys has none of, for what this design uses of them: block RAM
 // (Lattice FPGA-TN-02204), multiplier (FPGA-TN-02205) and PLL (FPGA-TN-02200).
 
-// No output registers. Ports of 1, 2, 4, 9 or 18 bits, or A as write port and B as read port of 36.
+// No output registers and no reset. Ports of 1, 2, 4, 9 or 18 bits, or A as write port and B as read port of 36.
 // What a port reads while the other one writes it is not defined; here it comes out inverted, so that it shows.
 module DP16KD(
   input DIA17, DIA16, DIA15, DIA14, DIA13, DIA12, DIA11, DIA10, DIA9, DIA8, DIA7, DIA6, DIA5, DIA4, DIA3, DIA2, DIA1,
@@ -46,13 +46,21 @@ module DP16KD(
   parameter INITVAL_38 = 320'b0, INITVAL_39 = 320'b0, INITVAL_3A = 320'b0, INITVAL_3B = 320'b0;
   parameter INITVAL_3C = 320'b0, INITVAL_3D = 320'b0, INITVAL_3E = 320'b0, INITVAL_3F = 320'b0;
 
+  localparam STDERR = 32'h8000_0002;
   initial begin
-    if (REGMODE_A != "NOREG" || REGMODE_B != "NOREG" || RESETMODE != "SYNC" || CLKAMUX != "CLKA" || CLKBMUX != "CLKB" ||
+    if (REGMODE_A != "NOREG" || REGMODE_B != "NOREG" || CLKAMUX != "CLKA" || CLKBMUX != "CLKB" ||
         CSDECODE_A != "0b000" || CSDECODE_B != "0b000" || (DATA_WIDTH_B == 36) && (DATA_WIDTH_A != 36)) begin
-      $display("DP16KD: a mode that this model does not know");
+      $fdisplay(STDERR, "%m: a DP16KD in a mode that its model does not know");
       $stop;
     end
   end
+
+  // Yosys ties the resets low. What they would do depends on RESETMODE.
+  always @*
+    if (RSTA || RSTB) begin
+      $fdisplay(STDERR, "%m: the reset of a DP16KD, which its model does not have");
+      $stop;
+    end
 
   localparam WIDE = DATA_WIDTH_A == 36;  // A writes, B reads
 
@@ -119,7 +127,6 @@ module DP16KD(
       if (!WEA || WRITEMODE_A == "READBEFOREWRITE") out_a <= read_a;
       else if (WRITEMODE_A == "WRITETHROUGH") out_a <= write_a;
     end
-    if (RSTA) out_a <= 0;
   end
   integer l;
   always @(posedge CLKB) begin
@@ -131,7 +138,6 @@ module DP16KD(
       if (!WEB || WRITEMODE_B == "READBEFOREWRITE") out_b <= read_b;
       else if (WRITEMODE_B == "WRITETHROUGH") out_b <= write_b;
     end
-    if (RSTB) out_b <= 0;
   end
 
   assign {DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6, DOA5, DOA4, DOA3, DOA2, DOA1,

@@ -19,7 +19,7 @@ from moevit.errors import DeviceError, ToolError
 from moevit.sim.verilate import cache_folder
 
 _SOURCES = Path(__file__).parent
-HARNESS, MODELS = "harness.cpp", "cells.v"
+HARNESS, MODELS, TABLES = "harness.cpp", "cells.v", "luts.v"
 MAX_CYCLES = 1 << 40
 _VERILATOR = (
     "--cc", "--exe", "--build", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing", "-Wno-fatal",
@@ -31,28 +31,37 @@ _MAKE = ("OPT_FAST=-O1", "OPT_GLOBAL=-O1", "OPT_SLOW=-O0")
 def plain_netlist(synthesised: Synthesised, announce: Callable[[str], None]) -> str:
     """What was synthesised, as Verilog of Yosys' own models of its cells.
 
-    Each LUT, carry, register and small memory is replaced by what `cells_sim.v` of Yosys says about it, so that a
-    simulator need not call 70,000 modules. The larger cells are left to `cells.v`.
+    Each carry, register and small memory is replaced by what `cells_sim.v` of Yosys says about it, and each LUT by its
+    table, so that a simulator need not call 70,000 modules. The larger cells are left to `cells.v`.
     """
     spec = find_spec("pyosys")
     assert spec is not None and spec.origin is not None
-    share = Path(spec.origin).parent / "share" / "ecp5"
-    script = [
-        f"read_verilog {synthesised.folder / CELLS}",
-        f"read_verilog -I{share} -DNO_INCLUDES {share / 'cells_sim.v'}",
+    linked = {
+        CELLS: synthesised.folder / CELLS,
+        TABLES: _SOURCES / TABLES,
+        "ecp5": Path(spec.origin).parent / "share" / "ecp5",
+    }
+    script = (
+        f"read_verilog {CELLS}",
+        "read_verilog -Iecp5 -DNO_INCLUDES ecp5/cells_sim.v",
+        "blackbox LUT4 LUT2",
         f"hierarchy -top {TOP}",
         "proc",
         "flatten",
+        f"techmap -map {TABLES}",
+        "opt_lut",
         "rename -hide w:*",  # a net has many long names
         "opt_expr",
         "opt_clean -purge",
         "write_verilog -noattr plain.v",
-    ]
-    kept = synthesised.folder / f"plain-{_digest(*script)}.v"
+    )
+    kept = synthesised.folder / f"plain-{_digest(*script, linked[TABLES].read_text())}.v"
     if not kept.is_file():
         announce("yosys: writing out the netlist's cells …")
         with tempfile.TemporaryDirectory(prefix="moevit-netlist-") as name:
             folder = Path(name)
+            for link, target in linked.items():
+                (folder / link).symlink_to(target)
             toolchain.yosys(script, folder, folder / "yosys.log")
             temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
             shutil.copy(folder / "plain.v", temporary)
