@@ -1,5 +1,8 @@
 """Control: the AXI4-Lite registers, start, stop and soft reset, the interrupt and the counters."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -23,6 +26,7 @@ from moevit.registers import (
 )
 
 STALL_CYCLES = 1 << 14  #: without any progress, after which a program is given up
+READ_GROUP = 8  #: registers behind one multiplexer
 DRAIN_CYCLES = 4  #: from halt until the adapters' idle counts
 
 OKAY = 0b00
@@ -255,18 +259,25 @@ class Control(wiring.Component):
         return start, soft_reset, clear_interrupt
 
     def _read(self, m, slave, values):
-        """Register reads: head and counters are two multiplexers with a register behind each."""
-        head, counter = Signal(DATA_WIDTH), Signal(DATA_WIDTH)
-        head_known, counter_known = Signal(), Signal()
-        for known, out, is_counter in ((head_known, head, False), (counter_known, counter, True)):
-            m.d.sync += [known.eq(0), out.eq(0)]
+        """Register reads: a multiplexer with a register behind it for each few words, all but one of which give zero.
+
+        The counters lie wherever the units do that they count for, so most of the cycle goes to wires.
+        """
+        readable = [register for register in REGISTERS if register.access is not Access.WRITE]
+        groups = {}
+        for register in readable:
+            groups.setdefault((register.offset >> 2) // READ_GROUP, []).append(register)
+        words, known = [], []
+        for index, group in groups.items():
+            word, is_known = Signal(DATA_WIDTH, name=f"read_{index}"), Signal(name=f"read_known_{index}")
+            m.d.sync += [is_known.eq(0), word.eq(0)]
             with m.Switch(slave.read_addr[2:]):
-                for register in REGISTERS:
-                    if register.access is Access.WRITE or (register.offset >= COUNTER_BASE) != is_counter:
-                        continue
+                for register in group:
                     with m.Case(register.offset >> 2):
-                        m.d.sync += [known.eq(1), out.eq(values[register.name])]
-        m.d.comb += [slave.read_data.eq(head | counter), slave.read_error.eq(~(head_known | counter_known))]
+                        m.d.sync += [is_known.eq(1), word.eq(values[register.name])]
+            words.append(word)
+            known.append(is_known)
+        m.d.comb += [slave.read_data.eq(reduce(or_, words)), slave.read_error.eq(~Cat(known).any())]
 
     def _sequence(self, m, values, may_start, start, soft_reset, clear_interrupt):
         """The state machine; returns the strobe that starts a program, and whether it runs and is busy.
