@@ -104,8 +104,9 @@ def build(design: Design, target: Path, *, seed: int = SEED, announce: Announce 
     synthesised = synthesise(design, announce)
     pins = constraints()
     route = (
-        *DEVICE, *PLACER, *ROUTER, "--json", str(synthesised.folder / NETLIST), "--lpf", CONSTRAINTS, "--textcfg", ROUTED,
-        "--report", TIMING, "--freq", f"{design.clock_mhz:g}", "--seed", str(seed), "--timing-allow-fail",
+        *DEVICE, *PLACER, *ROUTER, "--json", str(synthesised.folder / NETLIST), "--lpf", CONSTRAINTS,
+        "--textcfg", ROUTED, "--report", TIMING, "--freq", f"{design.clock_mhz:g}", "--seed", str(seed),
+        "--timing-allow-fail",
     )  # fmt: skip
     arguments = [a for a in route if a != str(synthesised.folder / NETLIST)]
     digest = _digest(synthesised.digest, pins, versions[toolchain.NEXTPNR], *arguments, *PACK)

@@ -14,7 +14,6 @@ from moevit.hw.units.retirement import NUMBER_WIDTH
 from moevit.isa import INSTRUCTION_BYTES
 from moevit.registers import (
     ADDRESS_WIDTH,
-    COUNTER_BASE,
     COUNTERS,
     DATA_WIDTH,
     IDENTITY,
