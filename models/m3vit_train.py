@@ -7,7 +7,6 @@ little on torch's version and the number of threads, because sums are then taken
 
 import argparse
 import csv
-import math
 import sys
 import time
 from pathlib import Path
@@ -91,6 +90,7 @@ def train(
     from torch.nn import functional as F
 
     from .m3vit import SCENE, M3ViT, save_checkpoint
+    from .optimise import Optimiser
 
     if scenes_per_epoch < batch:
         raise InputError(f"batch must be at most the {scenes_per_epoch} scenes of an epoch, not {batch}")
@@ -105,24 +105,12 @@ def train(
     model = M3ViT(SCENE)
     torch.nn.init.constant_(model.decoders["depth"].bias, float(watched.depth.mean()))
     parameters = sum(p.numel() for p in model.parameters())
-    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "embed." not in n and "bias" not in n]
-    kept = {id(p) for p in decayed}
-    other = [p for p in model.parameters() if id(p) not in kept]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}],
-        lr=learning_rate,
-        betas=(0.9, 0.98),
-    )
     steps_per_epoch = scenes_per_epoch // batch
-    steps = epochs * steps_per_epoch
     for_seg = batch - batch // _DEPTH_SHARE
-
-    def scale(step: int) -> float:
-        if step < steps_per_epoch:
-            return (step + 1) / steps_per_epoch
-        return 0.5 * (1 + math.cos(math.pi * (step - steps_per_epoch) / max(1, steps - steps_per_epoch)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    optimiser = Optimiser(
+        model, lambda n: "embed." not in n and "bias" not in n,
+        learning_rate=learning_rate, epochs=epochs, steps_per_epoch=steps_per_epoch,
+    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with open(out / "train_log.csv", "w", newline="") as file:
@@ -146,17 +134,13 @@ def train(
                 depth_loss = F.mse_loss(depth[:, 0], torch.from_numpy(fresh.depth[two]))
                 balance = balance + model.balance
                 loss = seg_loss + depth_loss + BALANCE_WEIGHT * balance
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
+                optimiser.step(loss)
                 sums += (seg_loss.item(), depth_loss.item(), balance.item())
                 progress.update(step + 1, f"loss {sums[:2].sum() / (step + 1):.3f}")
             miou, rmse = measure(model, watched)
             row = [
                 epoch,
-                f"{schedule.get_last_lr()[0]:.6f}",
+                f"{optimiser.learning_rate:.6f}",
                 *(f"{value:.4f}" for value in sums / steps_per_epoch),
                 f"{miou:.4f}",
                 f"{rmse:.4f}",

@@ -6,7 +6,6 @@ torch's version and the number of threads, because sums are then taken in anothe
 
 import argparse
 import csv
-import math
 import sys
 import time
 from pathlib import Path
@@ -95,6 +94,7 @@ def train(
     """
     import torch
 
+    from .optimise import Optimiser
     from .vit import FASHION, ViT, save_checkpoint
 
     if threads:
@@ -117,24 +117,12 @@ def train(
 
     model = ViT(FASHION)
     parameters = sum(p.numel() for p in model.parameters())
-    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "token" not in n and "pos" not in n]
-    kept = {id(p) for p in decayed}
-    other = [p for p in model.parameters() if id(p) not in kept]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}],
-        lr=learning_rate,
-        betas=(0.9, 0.98),
-    )
     loss_function = torch.nn.CrossEntropyLoss(label_smoothing=0.05)
     steps_per_epoch = len(labels) // batch
-    steps = epochs * steps_per_epoch
-
-    def scale(step: int) -> float:
-        if step < steps_per_epoch:
-            return (step + 1) / steps_per_epoch
-        return 0.5 * (1 + math.cos(math.pi * (step - steps_per_epoch) / max(1, steps - steps_per_epoch)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    optimiser = Optimiser(
+        model, lambda n: "token" not in n and "pos" not in n,
+        learning_rate=learning_rate, epochs=epochs, steps_per_epoch=steps_per_epoch,
+    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with open(out / "train_log.csv", "w", newline="") as file:
@@ -148,17 +136,13 @@ def train(
                 index = order[step * batch : (step + 1) * batch]
                 logits = model(_augment(images[index], generator))
                 loss = loss_function(logits, labels[index])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
+                optimiser.step(loss)
                 loss_sum += loss.item()
                 right += int((logits.argmax(1) == labels[index]).sum())
                 progress.update(step + 1, f"loss {loss_sum / (step + 1):.3f}")
             row = [
                 epoch,
-                f"{schedule.get_last_lr()[0]:.6f}",
+                f"{optimiser.learning_rate:.6f}",
                 f"{loss_sum / steps_per_epoch:.4f}",
                 f"{right / (steps_per_epoch * batch):.4f}",
                 f"{_top1(model, val_images, val_labels):.4f}",
