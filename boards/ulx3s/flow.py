@@ -104,16 +104,17 @@ def build(design: Design, target: Path, *, seed: int = SEED, announce: Announce 
     synthesised = synthesise(design, announce)
     pins = constraints()
     route = (
-        *DEVICE, *PLACER, *ROUTER, "--json", str(synthesised.folder / NETLIST), "--lpf", CONSTRAINTS,
-        "--textcfg", ROUTED, "--report", TIMING, "--freq", f"{design.clock_mhz:g}", "--seed", str(seed),
-        "--timing-allow-fail",
+        *DEVICE, *PLACER, *ROUTER, "--json", NETLIST, "--lpf", CONSTRAINTS, "--textcfg", ROUTED,
+        "--report", TIMING, "--freq", f"{design.clock_mhz:g}", "--seed", str(seed), "--timing-allow-fail",
     )  # fmt: skip
-    arguments = [a for a in route if a != str(synthesised.folder / NETLIST)]
-    digest = _digest(synthesised.digest, pins, versions[toolchain.NEXTPNR], *arguments, *PACK)
+    digest = _digest(synthesised.digest, pins, versions[toolchain.NEXTPNR], *route, *PACK)
 
     def make(folder: Path) -> None:
         (folder / CONSTRAINTS).write_text(pins)
+        # A WebAssembly program sees no other folder of /tmp, where the cache may be.
+        shutil.copy(synthesised.folder / NETLIST, folder)
         toolchain.nextpnr(route, folder, folder / ROUTE_LOG, _Follower(announce))
+        (folder / NETLIST).unlink()
         announce("ecppack: packing the bitstream …")
         toolchain.ecppack(PACK, folder, folder / PACK_LOG)
 

@@ -39,6 +39,10 @@ class Tools:
 
     def nextpnr(self, arguments: Any, folder: Path, log: Path, follow: Any) -> None:
         self.calls.append("nextpnr")
+        inputs = [value for option, value in zip(arguments, arguments[1:], strict=False) if option in ("--json", "--lpf")]
+        assert len(inputs) == 2
+        for name in inputs:  # nextpnr, as WebAssembly, may see no folder but the one that it runs in
+            assert Path(name).name == name and (folder / name).is_file()
         follow("Info: Packing LUTFFs..")
         follow("Info: iter=30 steplen=0.87 a=1.0 penalty=[0.0, 0.0]")
         follow("Info:   at iteration #5: temp = 0.000000, timing cost = 3864, wirelen = 440132")
