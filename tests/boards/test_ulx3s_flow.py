@@ -2,6 +2,7 @@
 # A board is made here for its ports only.
 """The way to the bitstream, with stand-ins for the tools: what is kept, what is reported, what is not written."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Tools:
 
     def nextpnr(self, arguments: Any, folder: Path, log: Path, follow: Any) -> None:
         self.calls.append("nextpnr")
-        inputs = [value for option, value in zip(arguments, arguments[1:], strict=False) if option in ("--json", "--lpf")]
+        inputs = [value for option, value in itertools.pairwise(arguments) if option in ("--json", "--lpf")]
         assert len(inputs) == 2
         for name in inputs:  # nextpnr, as WebAssembly, may see no folder but the one that it runs in
             assert Path(name).name == name and (folder / name).is_file()
