@@ -37,9 +37,10 @@ class Walk:
         return out
 
 
-def walks(order: Indices) -> tuple[Walk, ...]:
-    """The walks that an order consists of; none for 0, 1, 2, … (the order that a tensor has anyway)."""
-    if np.array_equal(order, np.arange(len(order))):
+def walks(order: Indices, values: int) -> tuple[Walk, ...]:
+    """The walks that an order of some or all of a tensor's ``values`` consists of; none for 0, 1, 2, … of all of them
+    (the order that a tensor has anyway)."""
+    if np.array_equal(order, np.arange(values)):
         return ()
     return tuple(_walks(np.asarray(order, np.int64)))
 

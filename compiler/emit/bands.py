@@ -68,7 +68,7 @@ class _Embed:
             self.parts = [Band(0, self.down)]
         window = self.slots * self.parts[0].end * self.across
         self.patches = draft.tensor(
-            f"{s.x}#patches", self.down * self.across, size, f, window=min(window, self.down * self.across)
+            f"{s.output}#patches", self.down * self.across, size, f, window=min(window, self.down * self.across)
         )
         self.pixels: list[list[int]] = []  # copies of each band
         self.copied: list[int] = []  # copies of constants

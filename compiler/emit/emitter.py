@@ -212,10 +212,8 @@ class Emitter:
             order, blocks = o.order, t.rows // rows
             if blocks > 1:
                 order, rows, channels = in_blocks(order, rows, channels, blocks), t.rows, t.channels
-            out.append(
-                Output(o.name, o.model_shape, rows, channels, () if order is None else walks(order), t.name,
-                       self.offsets[o.tensor])
-            )  # fmt: skip
+            parts = () if order is None else walks(order, rows * channels)
+            out.append(Output(o.name, o.model_shape, rows, channels, parts, t.name, self.offsets[o.tensor]))
         return tuple(out)
 
     def _copy_out(self, t: Tensor, wait: int) -> None:

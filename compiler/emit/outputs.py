@@ -159,4 +159,4 @@ def _blocks(draft: Draft, s: LinearStage, q: QuantisedLinear, needed: int) -> li
 def _simple(s: LinearStage, q: QuantisedLinear, orders: Sequence[Order | None], blocks: int) -> bool:
     """Whether the order of the values in blocks takes little room in a container."""
     new = (in_blocks(order, s.rows, q.key_channels, blocks) for order in orders)
-    return all(len(walks(order)) <= MOST_WALKS for order in new)
+    return all(len(walks(order, s.rows * q.key_channels)) <= MOST_WALKS for order in new)

@@ -39,7 +39,9 @@ class Verdict:
 
 
 def judge(path: Path, feeds: Feeds, *, config: str = "tiny", trusted: bool = False) -> Verdict:
-    """Compile a model, calibrated on the inputs that it then runs on, and compare.
+    """Compile a model, calibrated on the inputs that it then runs on, run what was written of it, and compare.
+
+    The container is left beside the model.
 
     `trusted` says that the file is a sane model that onnxruntime runs, so that no refusal may blame it.
 
@@ -58,7 +60,9 @@ def judge(path: Path, feeds: Feeds, *, config: str = "tiny", trusted: bool = Fal
             check_refusal(error, path, trusted=trusted)
             refused = error
             program = moevit.compile(path, config, feeds, accept_accuracy=True)
-        result = program.run(feeds, check=True)
+        written = path.with_suffix(".moevit")
+        program.save(written)
+        result = moevit.load(written).run(feeds, check=True)
     except MoevitError as error:
         check_refusal(error, path, trusted=trusted)
         return Verdict(error, {}, {})
