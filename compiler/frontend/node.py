@@ -14,6 +14,11 @@ from onnx.reference import ReferenceEvaluator
 
 from moevit.compiler.frontend.space import MAX_ELEMENTS, Origin, View
 
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+# Operators whose results differ from run to run.
+
+NOISE = "it draws random numbers, and the model's answer depends on them"
+
 
 class Unmapped(Exception):
     """A node that nothing can be made of; the tracer notes it and goes on.

@@ -19,7 +19,7 @@ from moevit.compiler.frontend import (
     pointwise,
 )
 from moevit.compiler.frontend.model import constant, input_shape, opsets
-from moevit.compiler.frontend.node import Node, Unmapped
+from moevit.compiler.frontend.node import NOISE, RANDOM, Node, Unmapped
 from moevit.compiler.frontend.space import Mean, Opaque, Origin, Source, Space, View, possible
 from moevit.errors import ModelError
 
@@ -163,6 +163,8 @@ class Tracer:
         try:
             if node.op == "If":
                 return self._branch(node, inputs[0])
+            if node.op in RANDOM or (node.op == "Dropout" and _drops(inputs)):
+                raise Unmapped(NOISE, "export in evaluation mode (model.eval()), or give what it draws as a constant")
             if not any(isinstance(v, View) for v in inputs) and not _has_graph(node.proto):
                 return node.evaluate(inputs)
             return self._symbolic(node, inputs)
@@ -241,6 +243,11 @@ _FLOATS = (
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
 )
+
+
+def _drops(inputs: Sequence[Any]) -> bool:
+    """Whether a Dropout was exported for training."""
+    return len(inputs) > 2 and inputs[2] is not None and bool(np.any(inputs[2]))
 
 
 def _has_graph(proto: onnx.NodeProto) -> bool:

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from moevit.compiler.frontend.model import input_shape
+from moevit.compiler.frontend.node import RANDOM
 from moevit.compiler.partition.probe import run, session_of
 from moevit.errors import ModelError
 from moevit.pipeline import DTYPES, Value
 
-#: operators whose results differ from run to run
-_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 #: operators whose outputs' shapes depend on data, and by operator the operands that a shape comes from
 _DATA_SHAPED = {"NonZero", "Unique", "NonMaxSuppression", "Compress", "Loop", "Scan", "If", "StringSplit"}
 _SHAPE_OPERANDS = {
@@ -170,7 +169,7 @@ def _static(nodes: Iterable[onnx.NodeProto], static: set[str]) -> set[str]:
     for node in nodes:
         outputs = {o for o in node.output if o}
         read = set(read_by(node))
-        if read <= static and node.op_type not in _RANDOM:
+        if read <= static and node.op_type not in RANDOM:
             static |= outputs
             continue
         if node.op_type in ("Shape", "Size") and not read & varying:

@@ -13,6 +13,7 @@ from moevit.compiler.frontend import qdq
 from moevit.compiler.frontend.check import TOLERANCE, DiffersError, check_against_onnxruntime, compare, random_input
 from moevit.compiler.frontend.load import lower
 from moevit.compiler.frontend.model import read
+from moevit.compiler.frontend.node import NOISE
 from moevit.compiler.fuse import fuse
 from moevit.compiler.legalise import legalise
 from moevit.compiler.partition.flow import Flow, flow_of
@@ -82,10 +83,13 @@ def plan(
     else:
         check_against_onnxruntime(path, graph, model=model if stripped.quantised else None)
         return Plan(name, {i.name: i.model_shape for i in graph.inputs}, {name: graph})
+    noise = [node for node in refused.nodes if node.reason == NOISE]
+    if noise:  # nothing can be compared with what differs from run to run
+        raise UnsupportedOpError(noise, where=where)
     try:
         flow = flow_of(model, where)
     except ModelError as error:  # a model that onnxruntime does not run has no place on the host
-        raise refused from error
+        raise UnsupportedOpError(refused.nodes, where=where, mend=f"the host cannot do them: {error.what}") from error
     if any(flow.values[n].dtype != "float32" for n in flow.inputs):
         raise refused
     try:

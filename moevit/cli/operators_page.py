@@ -37,6 +37,8 @@ _REFUSED = """\
 | activations beyond 256, attention scores or a gate's logits beyond 354.9, on the calibration data | the machine's \
 intermediate values end there; the answer would be wrong without a word |
 | operators that onnxruntime cannot run, or data that it refuses | there is nothing to compare with, and no host |
+| nodes that draw random numbers, as the noise of a gate that is exported in training mode | the answer differs from \
+run to run |
 | a model of which nothing is left for the machine | the error lists all its nodes |
 """
 

@@ -101,8 +101,33 @@ def test_an_operator_that_onnxruntime_does_not_have_is_refused_as_before(tmp_pat
     net = nets.Vit()
     x = net.block(net.embed())
     net.nodes.append(onnx.helper.make_node("Odd", [x], ["odd"], name="odd", domain="other"))
-    with pytest.raises(UnsupportedOpError, match=r"other\.Odd node 'odd'"):
+    with pytest.raises(UnsupportedOpError, match=r"other\.Odd node 'odd'.*the host cannot do them: onnxruntime cannot"):
         plan("main", net.save(tmp_path / "m.onnx", net.head("odd")))
+
+
+@pytest.mark.parametrize("op", ["RandomNormalLike", "RandomUniformLike"])
+def test_noise_that_was_left_in_is_named(op: str, tmp_path: Path) -> None:
+    """Two runs of it differ, which must not be taken for a mistake of the compiler's."""
+    net = nets.Vit()
+    x = net.block(net.embed())
+    path = net.save(tmp_path / "m.onnx", net.head(net.op("Add", x, net.op(op, x))))
+    with pytest.raises(UnsupportedOpError, match="draws random numbers") as caught:
+        plan("main", path)
+    assert [node.op for node in caught.value.nodes] == [op]
+
+
+@pytest.mark.parametrize("op", ["RandomNormalLike", "RandomUniform", "Dropout"])
+def test_noise_that_was_left_in_is_named(op: str, tmp_path: Path) -> None:
+    """Two runs of it differ, which must not be taken for a mistake of the compiler's."""
+    net = nets.Vit()
+    x = net.block(net.embed())
+    if op == "Dropout":
+        y = net.op(op, x, net.const(0.5), net.const(True, bool))
+    else:
+        y = net.op("Add", x, net.op(op, x) if op == "RandomNormalLike" else net.op(op, shape=[1, 16, nets.WIDTH]))
+    with pytest.raises(UnsupportedOpError, match="draws random numbers") as caught:
+        plan("main", net.save(tmp_path / "m.onnx", net.head(y)))
+    assert [node.op for node in caught.value.nodes] == [op]
 
 
 def test_a_part_that_differs_from_the_model_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
