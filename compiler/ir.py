@@ -160,6 +160,25 @@ class LayerNorm(Op):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class RmsNorm(Op):
+    """`x / sqrt(mean(x²) + eps) * gamma + beta` over the channels of each token.
+
+    The front end's own: :mod:`~moevit.compiler.frontend.turn` makes layer normalisations of it.
+    """
+
+    x: str
+    gamma: Array
+    beta: Array
+    eps: float
+
+    def infer(self, *shapes: Shape) -> Shape:
+        _, channels = _matrix(shapes[0], "x")
+        _need(self.gamma.shape == self.beta.shape == (channels,), f"gamma {self.gamma.shape}, x {shapes[0]}")
+        _need(self.eps >= 0, f"eps is {self.eps}")
+        return shapes[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Op):
     """`x @ weight.T + bias`: weight `(out, in)`, bias `(out,)`."""
 

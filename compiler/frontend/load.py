@@ -17,6 +17,7 @@ from moevit.compiler.frontend.model import read
 from moevit.compiler.frontend.rows import choose_rows_early, remove_dead
 from moevit.compiler.frontend.space import Opaque, View
 from moevit.compiler.frontend.trace import Tracer
+from moevit.compiler.frontend.turn import turn_rms_norms
 from moevit.compiler.ir import Graph, Op, Output
 from moevit.compiler.verify import run_passes
 from moevit.errors import ModelError, UnsupportedNode, UnsupportedOpError
@@ -74,6 +75,7 @@ def lower(
         graph,
         {
             "remove_dead": remove_dead,
+            "turn_rms_norms": turn_rms_norms,
             "choose_rows_early": choose_rows_early,
             "remove_dead again": remove_dead,
         },

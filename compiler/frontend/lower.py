@@ -503,7 +503,7 @@ class Lowering:
         x = self.operand(value.x, value.origin)
         return self._make(
             None,
-            ir.LayerNorm,
+            ir.LayerNorm if value.centred else ir.RmsNorm,
             origin.name,
             role,
             source=origin.names,

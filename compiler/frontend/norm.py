@@ -1,4 +1,4 @@
-"""Layer normalisation, as one node or as means, differences, squares and roots."""
+"""Layer and RMS normalisation, as one node or as means, differences, squares and roots."""
 
 from collections.abc import Sequence
 from math import prod
@@ -15,10 +15,6 @@ from moevit.compiler.frontend.space import Centred, Function, Mean, Norm, Opaque
 if TYPE_CHECKING:
     from moevit.compiler.frontend.trace import Tracer
 
-_RMS = (
-    "the machine's normalisation subtracts the mean, which RMS normalisation does not",
-    "let the host do it, or train with layer normalisation",
-)
 _PROBE = np.array([1e-3, 0.5, 1.0, 4.0, 100.0])
 
 
@@ -76,8 +72,8 @@ def mean(tracer: "Tracer", node: Node, view: View, axes: Sequence[int], keep: bo
     return out.reshape(*(1 if a in over else n for a, n in enumerate(view.shape) if keep or a not in over))
 
 
-def layer_norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View | None]:
-    """LayerNormalization over the last axis; its further outputs are not available."""
+def norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View | None]:
+    """LayerNormalization or RMSNormalization over the last axis; further outputs are not available."""
     view, gamma, beta = (*inputs, None, None)[:3]
     if int(node.attribute("axis", -1)) % len(view.shape) != len(view.shape) - 1:
         raise Unmapped("it normalises over more than the last axis", "normalise each token over its channels")
@@ -85,7 +81,9 @@ def layer_norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list
         raise Unmapped("its scale or bias depends on the data", "they must be constants")
     x = view.matrix()
     eps = float(node.attribute("epsilon", 1e-5))
-    out = tracer.space.add(Norm(origin=node.origin, shape=x.shape, x=x, eps=eps)).reshape(*view.shape)
+    centred = node.op == "LayerNormalization"
+    out = tracer.space.add(Norm(origin=node.origin, shape=x.shape, x=x, eps=eps, centred=centred))
+    out = out.reshape(*view.shape)
     if gamma is not None:
         out = with_constant(tracer, node, "Mul", out, np.asarray(gamma, np.float64), left=False)
     if beta is not None:
@@ -111,47 +109,35 @@ def centre(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View | No
 
 
 def normalise(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View | None:
-    """`(x - mean) / sqrt(variance + eps)`, if that is what `a op b` is; a scale stays in the view."""
+    """`(x - mean) / sqrt(variance + eps)` or `x / sqrt(mean(x²) + eps)`, if that is what `a op b` is.
+
+    A scale stays in the view.
+    """
     if op not in ("Mul", "Div"):
         return None
     for x, d in ((a, b), *([(b, a)] if op == "Mul" else [])):
-        centred = tracer.space.whole(x)
-        if not isinstance(centred, Centred) or x.add != 0:
-            if _is_rms(tracer, x, d):
-                return tracer.space.add(
-                    Opaque(origin=node.origin, shape=x.shape, operands=(x,), reason=_RMS[0], way_out=_RMS[1])
-                )
-            continue
         base, function = as_function(tracer, d)
-        variance = _row_value(tracer, base)
-        if not isinstance(variance, Mean) or not _is_variance(tracer, variance, centred):
+        squares = _row_value(tracer, base)
+        if not isinstance(squares, Mean):
+            continue
+        whole = tracer.space.whole(x)
+        centred = whole if isinstance(whole, Centred) and x.add == 0 else None
+        if not _is_mean_square(tracer, squares, x.plain() if centred is None else centred.view):
             continue
         found = _inverse_root(function if op == "Mul" else lambda v, f=function: 1 / f(v))  # type: ignore[misc]
-        if found is None:
+        if found is None or (centred is None and (x.mul, x.add) != (1, 0)):
             continue
         eps, scale = found
-        origin = node.origin.joined(centred.origin, variance.origin)
-        own = tracer.space.single(d)
-        if own is not None:
-            origin = origin.joined(origin, own.origin)
-        rows = centred.x.matrix()
-        norm = tracer.space.add(Norm(origin=origin, shape=rows.shape, x=rows, eps=eps))
+        origin = node.origin.joined(*([] if centred is None else [centred.origin]), squares.origin)
+        for part in (tracer.space.single(d), tracer.space.whole(squares.x)):
+            if part is not None:
+                origin = origin.joined(origin, part.origin)
+        rows = x.matrix() if centred is None else centred.x.matrix()
+        norm = tracer.space.add(
+            Norm(origin=origin, shape=rows.shape, x=rows, eps=eps, centred=centred is not None)
+        )
         return norm.reshape(*x.shape).affine(mul=scale * x.mul)
     return None
-
-
-def rms_norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:
-    """RMSNormalization (opset 23)."""
-    raise Unmapped(*_RMS)
-
-
-def _is_rms(tracer: "Tracer", x: View, d: View) -> bool:
-    """Whether `d` is a function of the mean of `x` squared."""
-    mean_square = _row_value(tracer, as_function(tracer, d)[0])
-    square = tracer.space.whole(mean_square.x) if isinstance(mean_square, Mean) else None
-    if not isinstance(square, Pointwise) or not square.base.matrix().same_elements(x.plain().matrix()):
-        return False
-    return bool(np.allclose(square.function(_PROBE), _PROBE**2, rtol=1e-9))
 
 
 def _row_value(tracer: "Tracer", view: View) -> Any:
@@ -167,12 +153,12 @@ def _row_value(tracer: "Tracer", view: View) -> Any:
     return value if np.all(rows == rows[:, :1]) else None
 
 
-def _is_variance(tracer: "Tracer", mean: Mean, centred: Centred) -> bool:
-    """Whether a mean is that of `centred` squared."""
+def _is_mean_square(tracer: "Tracer", mean: Mean, x: View) -> bool:
+    """Whether a mean is that of `x` squared."""
     square = tracer.space.whole(mean.x)
-    if not isinstance(square, Pointwise) or tracer.space.whole(square.base) is not centred:
+    if not isinstance(square, Pointwise) or (mean.x.mul, mean.x.add) != (1, 0):
         return False
-    if (mean.x.mul, mean.x.add) != (1, 0):
+    if (square.base.mul, square.base.add) != (1, 0) or not square.base.matrix().same_elements(x.matrix()):
         return False
     return bool(np.allclose(square.function(_PROBE), _PROBE**2, rtol=1e-9))
 

@@ -241,10 +241,11 @@ class Centred(Value):
 
 @dataclass(eq=False, kw_only=True)
 class Norm(Value):
-    """Layer normalisation without gamma and beta of x `(rows, channels)`."""
+    """Layer normalisation, or RMS normalisation if not `centred`, without gamma and beta of x `(rows, channels)`."""
 
     x: View
     eps: float
+    centred: bool = True
 
 
 @dataclass(eq=False, kw_only=True)

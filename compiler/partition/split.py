@@ -210,7 +210,7 @@ class _Splitter:
         problems = [p for p in problems if not sources or p.name in sources]
         found = []
         for p in problems:
-            named = [owners[s] for s in sources.get(p.name, (p.name,)) if s in owners]
+            named = [owners[s] for s in sources.get(p.name, (p.name, *p.name.split(", "))) if s in owners]
             found += [(p, node) for node in named or self._readers(part, p.name) or self._makers(part, p.name)]
         # What only rearranges an input of the part may be all that is wrong, with other nodes too.
         before_it = [(p, self._layout_before(part, node)) for p, node in found]
