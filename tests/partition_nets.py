@@ -90,6 +90,20 @@ def cosine_attention(path: Path) -> Path:
     return net.save(path, net.head(net.block(net.block(net.embed(), l2=True))))
 
 
+def shared_projection(path: Path) -> Path:
+    """As cosine_attention, with q, k and v from one matrix, and each of the three shaped for its heads by itself."""
+    net = Vit()
+    x = net.embed()
+    y = net.op("Reshape", net.dense(net.norm(x), WIDTH, 3 * WIDTH), net.ints(1, TOKENS, 3, HEADS, WIDTH // HEADS))
+    y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
+    q, k, v = (net.op("Gather", y, net.const(i, np.int64), axis=0) for i in range(3))
+    q, k = (net.op("LpNormalization", t, axis=-1, p=2) for t in (q, k))
+    scores = net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2]))
+    y = net.op("Transpose", net.op("MatMul", net.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
+    x = net.op("Add", x, net.dense(net.op("Reshape", y, net.ints(1, TOKENS, WIDTH)), WIDTH, WIDTH))
+    return net.save(path, net.head(net.block(x)))
+
+
 def odd_activation(path: Path) -> Path:
     """An MLP whose activation is Mish."""
     net = Vit()

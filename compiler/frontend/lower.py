@@ -655,13 +655,14 @@ class Lowering:
         if len(owners) != 1 or (flat.idx == NO_ADDRESS).any() or len(owners[0].shape) != 2:
             raise rejected
         value = owners[0]
-        order = (flat.idx - value.start).reshape(-1)
-        cols = order % value.shape[1]
+        rows, cols = np.divmod((flat.idx - value.start).reshape(-1), value.shape[1])
+        kept = np.unique(cols) if isinstance(value, Projection) else np.arange(value.shape[1])
         mul, add = np.ones(value.shape[1]), np.zeros(value.shape[1])
         mul[cols], add[cols] = flat.mul[0], flat.add[0]
         if not (np.array_equal(mul[cols], flat.mul[0]) and np.array_equal(add[cols], flat.add[0])):
             raise rejected
-        tensor = self.value(value, np.arange(value.shape[1]), mul, add, flat.folded, "")
+        tensor = self.value(value, kept, mul[kept], add[kept], flat.folded, "")
+        order = rows * len(kept) + np.searchsorted(kept, cols)
         return ir.Output(name=name, tensor=tensor, model_shape=shape, order=order)
 
 

@@ -10,6 +10,7 @@ import partition_nets as nets
 import pytest
 from onnx_net import Net
 
+from moevit.compiler import ir
 from moevit.compiler.frontend.model import read
 from moevit.compiler.partition import Plan, plan
 from moevit.compiler.partition.cut import cut
@@ -69,6 +70,17 @@ def test_work_on_both_sides_is_all_there_is(tmp_path: Path) -> None:
     total = sum(node_macs(flow, node) for node in flow.nodes)
     assert made.graphs["main"].macs() + made.hosts[0][0].macs == total
     assert made.hosts[0][0].macs == nets.WIDTH * 4 * 4 * 8 * 4 * 4  # of ConvTranspose
+
+
+def test_a_matrix_of_which_parts_go_to_the_host_is_multiplied_once(tmp_path: Path) -> None:
+    """Each of q, k and v takes its own columns of it."""
+    path = nets.shared_projection(tmp_path / "m.onnx")
+    made = plan("main", path)
+    flow = flow_of(read(path), str(path))
+    linears = [op for op in made.graphs["main#1"] if isinstance(op, ir.Linear)]
+    assert [len(op.weight) for op in linears] == [nets.WIDTH] * 3
+    before = sum(node_macs(flow, n) for n in flow.nodes if n.op_type == "Conv")
+    assert made.graphs["main#1"].macs() == before + 3 * nets.TOKENS * nets.WIDTH**2
 
 
 def test_a_model_for_the_machine_alone_is_not_cut() -> None:
