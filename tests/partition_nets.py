@@ -104,6 +104,73 @@ def shared_projection(path: Path) -> Path:
     return net.save(path, net.head(net.block(x)))
 
 
+def windows(path: Path) -> Path:
+    """Attention within four windows of 2×2 tokens each, as Swin's."""
+    net = Vit()
+    x = net.embed()
+    y = net.op("Reshape", net.norm(x), net.ints(1, 2, 2, 2, 2, WIDTH))
+    y = net.op("Reshape", net.op("Transpose", y, perm=[0, 1, 3, 2, 4, 5]), net.ints(4, 4, WIDTH))
+    y = net.op("Reshape", net.dense(y, WIDTH, 3 * WIDTH), net.ints(4, 4, 3, HEADS, WIDTH // HEADS))
+    y = net.op("Transpose", y, perm=[2, 0, 3, 1, 4])
+    q, k, v = (net.op("Gather", y, net.const(i, np.int64), axis=0) for i in range(3))
+    scores = net.op("Mul", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2])), net.const(0.25))
+    y = net.op("Transpose", net.op("MatMul", net.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
+    y = net.dense(net.op("Reshape", y, net.ints(4, 4, WIDTH)), WIDTH, 4 * WIDTH)  # enough work to be worth the way
+    y = net.dense(y, 4 * WIDTH, WIDTH)
+    y = net.op("Transpose", net.op("Reshape", y, net.ints(1, 2, 2, 2, 2, WIDTH)), perm=[0, 1, 3, 2, 4, 5])
+    return net.save(path, net.head(net.block(net.op("Add", x, net.op("Reshape", y, net.ints(1, TOKENS, WIDTH))))))
+
+
+def rotary(path: Path) -> Path:
+    """Queries and keys turned by angles that depend on the token's place."""
+    net = Vit()
+    x = net.embed()
+    normed = net.norm(x)
+    q, k, v = (net.heads(net.dense(normed, WIDTH, WIDTH)) for _ in range(3))
+    size = WIDTH // HEADS
+
+    def turned(t: str) -> str:
+        halves = net.split(t, 3, 2)
+        other = net.op("Concat", net.op("Neg", halves[1]), halves[0], axis=3)
+        return net.op("Add", net.op("Mul", t, net.small(TOKENS, size)), net.op("Mul", other, net.small(TOKENS, size)))
+
+    scores = net.op("MatMul", turned(q), net.op("Transpose", turned(k), perm=[0, 1, 3, 2]))
+    y = net.op("Transpose", net.op("MatMul", net.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
+    x = net.op("Add", x, net.dense(net.op("Reshape", y, net.ints(1, TOKENS, WIDTH)), WIDTH, WIDTH))
+    return net.save(path, net.head(net.block(x)))
+
+
+def head_norms(path: Path) -> Path:
+    """Queries and keys normalised head by head."""
+    net = Vit()
+    x = net.embed()
+    normed, size = net.norm(x), WIDTH // HEADS
+    q, k, v = (net.heads(net.dense(normed, WIDTH, WIDTH)) for _ in range(3))
+    one, zero = net.const(np.ones(size)), net.const(np.zeros(size))
+    q, k = (net.op("LayerNormalization", t, one, zero, axis=-1) for t in (q, k))
+    scores = net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2]))
+    y = net.op("Transpose", net.op("MatMul", net.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
+    x = net.op("Add", x, net.dense(net.op("Reshape", y, net.ints(1, TOKENS, WIDTH)), WIDTH, WIDTH))
+    return net.save(path, net.head(net.block(x)))
+
+
+def stem(path: Path) -> Path:
+    """A stem of convolutions that overlap, and a class token and positions behind it."""
+    net = Vit()
+    weight = net.const(net.rng.normal(size=(WIDTH, 3, 4, 4)) / 7)
+    y = net.op("Conv", "x", weight, kernel_shape=[4, 4], strides=[4, 4], pads=[1, 1, 1, 1])
+    y = net.op("Transpose", net.op("Reshape", y, net.ints(1, WIDTH, TOKENS)), perm=[0, 2, 1])
+    y = net.op("Concat", net.const(net.rng.normal(size=(1, 1, WIDTH))), y, axis=1)
+    x = net.op("Add", y, net.const(net.rng.normal(size=(1, TOKENS + 1, WIDTH))))
+    q, k, v = (net.dense(t, WIDTH, WIDTH) for t in [net.norm(x)] * 3)
+    shape = net.ints(1, TOKENS + 1, HEADS, -1)
+    q, k, v = (net.op("Transpose", net.op("Reshape", t, shape), perm=[0, 2, 1, 3]) for t in (q, k, v))
+    scores = net.op("Mul", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2])), net.const(0.25))
+    y = net.op("Transpose", net.op("MatMul", net.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
+    y = net.dense(net.op("Reshape", y, net.ints(1, TOKENS + 1, WIDTH)), WIDTH, WIDTH)
+    return net.save(path, net.head(net.op("Add", x, y)))
+
+
 def odd_activation(path: Path) -> Path:
     """An MLP whose activation is Mish."""
     net = Vit()

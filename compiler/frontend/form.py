@@ -73,7 +73,7 @@ class Form:
         return len(self.cols) == width and bool(np.array_equal(self.cols, np.arange(width)))
 
 
-_LAYOUT = "keep tokens as rows and channels as columns between linear layers"
+LAYOUT = "keep tokens as rows and channels as columns between linear layers"
 
 
 def form_of(space: Space, elements: Elements) -> Form:
@@ -91,22 +91,23 @@ def form_of(space: Space, elements: Elements) -> Form:
     owners = space.owners(idx)
     if len(owners) != 1:
         names = ", ".join(f"'{o.origin.name}'" for o in owners[:4])
-        raise Rejected(f"its operand is joined from {len(owners)} computed tensors ({names})", _LAYOUT)
+        raise Rejected(f"its operand is joined from {len(owners)} computed tensors ({names})", LAYOUT)
     value = owners[0]
     if len(value.shape) != 2:
         raise Rejected(
             "it reads an image other than by patches", "begin with a patch embedding", value.origin
         )
-    rows, cols = np.divmod(idx - value.start, value.shape[1])
-    if not (np.all(rows == rows[:, :1]) and np.all(cols == cols[:1])):
-        raise Rejected(f"its operand has tokens and channels of '{value.origin.name}' rearranged", _LAYOUT)
-    first = int(rows[0, 0])
-    if not np.array_equal(rows[:, 0], np.arange(first, first + len(rows))):
-        raise Rejected(f"its operand has the tokens of '{value.origin.name}' in another order", _LAYOUT)
     if not np.all(mul == mul[:1]):
         raise Rejected(
-            "its operand is multiplied by constants that differ between tokens", "scale channels only"
+            "its operand is multiplied by constants that differ between tokens, as rotary positions are",
+            "scale channels only, and add positions to the tokens",
         )
+    rows, cols = np.divmod(idx - value.start, value.shape[1])
+    if not (np.all(rows == rows[:, :1]) and np.all(cols == cols[:1])):
+        raise Rejected(f"its operand has tokens and channels of '{value.origin.name}' rearranged", LAYOUT)
+    first = int(rows[0, 0])
+    if not np.array_equal(rows[:, 0], np.arange(first, first + len(rows))):
+        raise Rejected(f"its operand has the tokens of '{value.origin.name}' in another order", LAYOUT)
     uniform = bool(np.all(add == add[:1])) and not count
     return Form(
         value=value,

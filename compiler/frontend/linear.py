@@ -25,8 +25,10 @@ def project(tracer: "Tracer", node: Node, x: View, weight: Floats) -> View:
             f"node '{node.name}' ({node.op}) has {x.shape[1]} channels and a matrix for {weight.shape[1]}",
             mend="export the model again",
         )
+    x, rows = tracer.space.in_order(x) or (x, None)
     shape = (x.shape[0], weight.shape[0])
-    return tracer.space.add(Projection(origin=node.origin, shape=shape, x=x, weight=weight))
+    out = tracer.space.add(Projection(origin=node.origin, shape=shape, x=x, weight=weight))
+    return out if rows is None else out.at(out.idx[rows])
 
 
 def matmul_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View]:

@@ -500,6 +500,17 @@ class Lowering:
                 f"channels of '{origin.name}' are rearranged",
                 "reorder the channels of a linear layer instead",
             )
+        owner = self.space.single(value.x)
+        if owner is None or not owner.shape or isinstance(owner, Source | Opaque):
+            tokens = value.shape[0]
+        else:
+            tokens = owner.size // owner.shape[-1]
+        if value.shape[0] > tokens:
+            raise Rejected(
+                f"it normalises groups of {value.shape[1]} channels, as of heads, where the machine normalises tokens",
+                "let the host do it, or train without normalising q and k by heads",
+                value.origin,
+            )
         x = self.operand(value.x, value.origin)
         return self._make(
             None,
@@ -520,6 +531,13 @@ class Lowering:
             raise Rejected(
                 f"channels of '{origin.name}' are rearranged",
                 "reorder the channels of a linear layer instead",
+            )
+        owner = self.space.single(value.q)
+        if owner is not None and owner.shape and value.head_dim < owner.shape[-1] < value.shape[1]:
+            raise Rejected(
+                "it attends within groups of tokens, as of windows, where the machine attends to all tokens",
+                "let the host do it, or attend to all tokens",
+                value.origin,
             )
         q = self.operand(learnt_query(self.space, value) or value.q, value.origin, "q")
         k = self.operand(value.k, value.origin, "k")

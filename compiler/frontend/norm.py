@@ -10,7 +10,7 @@ from moevit.compiler.frontend.functions import as_function, with_constant
 from moevit.compiler.frontend.gate import FORM, is_part
 from moevit.compiler.frontend.mixture import reduce_sum_node, shows_mixture
 from moevit.compiler.frontend.node import Node, Unmapped
-from moevit.compiler.frontend.space import Centred, Function, Mean, Norm, Opaque, Pointwise, View
+from moevit.compiler.frontend.space import Centred, Function, Mean, Norm, Opaque, Origin, Pointwise, View
 
 if TYPE_CHECKING:
     from moevit.compiler.frontend.trace import Tracer
@@ -82,13 +82,19 @@ def norm_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View 
     x = view.matrix()
     eps = float(node.attribute("epsilon", 1e-5))
     centred = node.op == "LayerNormalization"
-    out = tracer.space.add(Norm(origin=node.origin, shape=x.shape, x=x, eps=eps, centred=centred))
-    out = out.reshape(*view.shape)
+    out = norm_of(tracer, node.origin, x, eps, centred=centred).reshape(*view.shape)
     if gamma is not None:
         out = with_constant(tracer, node, "Mul", out, np.asarray(gamma, np.float64), left=False)
     if beta is not None:
         out = with_constant(tracer, node, "Add", out, np.asarray(beta, np.float64), left=False)
     return [out, *[None] * (len(node.proto.output) - 1)]
+
+
+def norm_of(tracer: "Tracer", origin: Origin, x: View, eps: float, *, centred: bool) -> View:
+    """The normalisation of a matrix's rows."""
+    x, rows = tracer.space.in_order(x) or (x, None)
+    out = tracer.space.add(Norm(origin=origin, shape=x.shape, x=x, eps=eps, centred=centred))
+    return out if rows is None else out.at(out.idx[rows])
 
 
 def centre(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View | None:
@@ -133,9 +139,7 @@ def normalise(tracer: "Tracer", node: Node, op: str, a: View, b: View) -> View |
             if part is not None:
                 origin = origin.joined(origin, part.origin)
         rows = x.matrix() if centred is None else centred.x.matrix()
-        norm = tracer.space.add(
-            Norm(origin=origin, shape=rows.shape, x=rows, eps=eps, centred=centred is not None)
-        )
+        norm = norm_of(tracer, origin, rows, eps, centred=centred is not None)
         return norm.reshape(*x.shape).affine(mul=scale * x.mul)
     return None
 

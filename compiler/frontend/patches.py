@@ -34,7 +34,7 @@ def patches_of(source: Source, idx: Addresses) -> Patches:
     """Read addresses `(patches, values)` of an input as patches; raises `Rejected` if they are not."""
     image = image_shape(source)
     if image is None:
-        raise Rejected(f"input '{source.name}' is no image", "give it as (batch, channels, height, width)")
+        raise Rejected(f"'{source.name}' is no image", "give it as (batch, channels, height, width)")
     if (idx < 0).any():
         raise Rejected("its patches are padded", _WAY_OUT + "; pad the images beforehand")
     channel, row, column = np.unravel_index(idx - source.start, image)
@@ -44,8 +44,8 @@ def patches_of(source: Source, idx: Addresses) -> Patches:
     order = (channel * height + row) * width + column
     down, across = image[1] // height, image[2] // width
     if sorted(order[0]) != list(range(image[0] * height * width)) or not np.all(order == order[:1]):
-        raise Rejected(f"its rows are not patches of input '{source.name}'", _WAY_OUT)
+        raise Rejected(f"its rows are not patches of '{source.name}'", _WAY_OUT)
     grid = np.stack(np.divmod(np.arange(down * across), max(across, 1)), axis=1)
     if not np.array_equal(np.hstack([top, left]), grid * [height, width]):
-        raise Rejected(f"its patches of input '{source.name}' are not in order", _WAY_OUT)
+        raise Rejected(f"its patches of '{source.name}' are not in order", _WAY_OUT)
     return Patches(image=image, patch=(height, width), order=order[0])

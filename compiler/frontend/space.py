@@ -365,6 +365,28 @@ class Space:
             own = self.add(replace(value, shape=shape, base=base, terms=terms, found=None))
         return View(shape, own.start, None, view.mul, view.add)
 
+    def in_order(self, matrix: View) -> tuple[View, Addresses] | None:
+        """All rows of a value in their own order, and which of them each row of a matrix is; None where it does not
+        show each row once, or does in that order.
+
+        What is done to each row alike commutes with the order, so that tokens stay where they are however a model
+        groups them (windows, channels last).
+        """
+        value = self.single(matrix)
+        if matrix.index is None or value is None or not value.shape:
+            return None
+        width = matrix.shape[1]
+        if value.shape[-1] != width or value.size != matrix.size:
+            return None
+        first = matrix.idx[:, 0] - value.start
+        if np.any(first % width) or not np.array_equal(matrix.idx - value.start, first[:, None] + np.arange(width)):
+            return None
+        rows = first // width
+        count = np.arange(len(rows))
+        if np.array_equal(rows, count) or not np.array_equal(np.sort(rows), count):
+            return None
+        return View(matrix.shape, value.start, None, matrix.mul, matrix.add), rows
+
     def single(self, view: View) -> Value | None:
         """The only value that a view shows elements of, if there is only one."""
         if view.size == 0:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,8 @@ class Tracer:
         batched = len(shape) > 1 and shape[0] == 1
         own = shape[1:] if batched and len(shape) == 3 else shape
         rest = shape[1:] if batched else shape
+        if entry.name in self._inner and len(own) > 2:
+            own = (prod(own[:-1]), own[-1])  # tokens, if it turns out to be no image
         source = Source(origin=origin, shape=own, name=entry.name, dtype=dtype, model_shape=rest)
         self.sources.append(source)
         self._env[entry.name] = self.space.add(source).reshape(*shape)

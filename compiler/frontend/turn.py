@@ -135,11 +135,13 @@ class _Turning:
         norm = self.normed.get(op.x)
         if norm is None and op.x not in self.turned:
             return op
-        gamma, beta = (np.float32(1), None) if norm is None else (norm.gamma, norm.beta)
         r = self._matrix(op.x if norm is None else norm.x)
 
         def read(weight: Array, bias: Array) -> tuple[Array, Array]:
-            return weight * gamma @ r.T, bias if beta is None else bias + weight @ beta
+            if norm is None:
+                return weight @ r.T, bias
+            scaled: Array = weight * norm.gamma
+            return scaled @ r.T, bias + weight @ norm.beta
 
         if isinstance(op, Linear):
             weight, bias = read(op.weight, op.bias)

@@ -13,6 +13,7 @@ import onnx
 
 from moevit.compiler import ir
 from moevit.compiler.frontend import qdq
+from moevit.compiler.frontend.form import LAYOUT
 from moevit.compiler.frontend.load import lower
 from moevit.compiler.fuse import fuse
 from moevit.compiler.legalise import legalise
@@ -30,7 +31,10 @@ WORTH_MACS = 1 << 15
 WORTH_SHARE = 1 / 1000
 WORTH_EACH = 8
 _LAYOUT = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Concat", "Split", "Identity"}
+#: what may stand between these, with a constant
+_WITH_CONSTANT = {"Add", "Sub", "Mul", "Div"}
 _SMALL = "none is needed: it is little work"
+_ARRANGES = "it arranges what the host makes as the machine takes it"
 _SHAPE_WAY_OUT = "move it behind the last operation of the accelerator, or before the first"
 
 
@@ -50,7 +54,8 @@ def split(flow: Flow, refused: Iterable[UnsupportedNode] = (), formats: qdq.Stri
     Parameters
     ----------
     flow : the model
-    refused : what the front end says of nodes in the whole of it; these reasons are kept
+    refused : what the front end says of nodes in the whole of it; these reasons are kept, but for those of how another
+        node arranges things
     formats : those that the model states of its tensors
 
     Raises
@@ -58,7 +63,7 @@ def split(flow: Flow, refused: Iterable[UnsupportedNode] = (), formats: qdq.Stri
     UnsupportedOpError : nothing is left for the machine; it holds every node that it refused
     ModelError : the front end cannot read a part
     """
-    return _Splitter(flow, {node.name: node for node in refused}, formats).run()
+    return _Splitter(flow, {node.name: node for node in refused if node.way_out != LAYOUT}, formats).run()
 
 
 class _Splitter:
@@ -179,8 +184,12 @@ class _Splitter:
                 nodes = [names[s] for s in op.source if s in names]
                 self._move(nodes, "only nodes of the host read this normalisation", _SMALL)
 
-    def _layout_before(self, part: Part, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """The nodes of a part that a node depends on, if all of them only rearrange; else none."""
+    def _arranges(self, node: onnx.NodeProto) -> bool:
+        """Whether a node only rearranges one tensor, or adds or multiplies constants."""
+        return node.op_type in _LAYOUT or (node.op_type in _WITH_CONSTANT and len(self.flow.reads(node)) == 1)
+
+    def _layout_before(self, part: Part, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+        """The nodes of a part that a node depends on, if all of them only arrange; else None."""
         makers = {t: n for n in part.nodes for t in n.output}
         out: dict[str, onnx.NodeProto] = {}
         pending = [node]
@@ -188,11 +197,32 @@ class _Splitter:
             for t in self.flow.reads(pending.pop()):
                 maker = makers.get(t)
                 if maker is not None and maker.name not in out:
-                    if maker.op_type not in _LAYOUT:
-                        return []
+                    if not self._arranges(maker):
+                        return None
                     out[maker.name] = maker
                     pending.append(maker)
         return list(out.values())
+
+    def _for_the_machine(self, part: Part, node: onnx.NodeProto) -> bool:
+        """Whether a node only arranges what the host makes."""
+        before = self._layout_before(part, node)
+        if before is None or not self._arranges(node):
+            return False
+        return not {t for n in (node, *before) for t in self.flow.reads(n)} & set(self.flow.inputs)
+
+    def _first(
+        self, part: Part, found: list[tuple[UnsupportedNode, onnx.NodeProto]]
+    ) -> list[tuple[UnsupportedNode, onnx.NodeProto]]:
+        """Problems without those of how what another one's node makes is arranged: the host may arrange it well."""
+        blamed = {node.name for _, node in found}
+        behind: set[str] = set()  # nodes that depend on these
+        tensors: set[str] = set()
+        for node in part.nodes:
+            if tensors & set(self.flow.reads(node)):
+                behind.add(node.name)
+            if node.name in behind | blamed:
+                tensors |= set(node.output)
+        return [(p, node) for p, node in found if p.way_out != LAYOUT or node.name not in behind]
 
     def _readers(self, part: Part, name: str) -> list[onnx.NodeProto]:
         return [n for n in part.nodes if name in self.flow.reads(n)]
@@ -212,14 +242,17 @@ class _Splitter:
         for p in problems:
             named = [owners[s] for s in sources.get(p.name, (p.name, *p.name.split(", "))) if s in owners]
             found += [(p, node) for node in named or self._readers(part, p.name) or self._makers(part, p.name)]
+        found = self._first(part, found)
         # What only rearranges an input of the part may be all that is wrong, with other nodes too.
-        before_it = [(p, self._layout_before(part, node)) for p, node in found]
+        before_it = [(p, self._layout_before(part, node) or []) for p, node in found]
         if any(nodes for _, nodes in before_it):
             moves = before_it
         else:
             moves = [(p, [node]) for p, node in found]
         for p, nodes in moves:
-            self._move(nodes, p.reason, p.way_out)
+            for node in nodes:
+                arranges = self._for_the_machine(part, node)
+                self._move([node], *((_ARRANGES, _SMALL) if arranges else (p.reason, p.way_out)))
         if len(self.host) == before:
             first = problems[0]
             self._move(part.nodes, f"with others it cannot be mapped: {first}", first.way_out)
