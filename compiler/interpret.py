@@ -183,7 +183,8 @@ def take_input(entry: Input, inputs: Mapping[str, NDArray[Any]]) -> Array:
         raise InputError(f"input '{entry.name}' has shape {value.shape}", mend=f"it must be (batch, {want})")
     if value.dtype.kind not in "fiu":
         raise InputError(f"input '{entry.name}' is {value.dtype}", mend=f"it must be {entry.dtype}")
-    return value.reshape(len(value), *entry.shape).astype(np.float32)
+    pixels = value.dtype == np.uint8 and entry.dtype == "uint8"
+    return value.reshape(len(value), *entry.shape).astype(np.float32) / np.float32(255 if pixels else 1)
 
 
 def steps(

@@ -365,7 +365,7 @@ class Input(Tensor):
     Parameters
     ----------
     dtype : str
-        What the model takes: "float32", "uint8" or "int8".
+        What the model takes: "float32", or "uint8" for pixels, which stand for 0 … 1 in steps of 1/255 here.
     model_shape : tuple of int
         Its shape in the model without the batch, where it differs from `shape` in extents of 1.
     given : Given, optional

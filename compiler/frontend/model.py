@@ -20,7 +20,10 @@ from moevit.errors import ModelError
 
 MIN_OPSET = 11
 _CONVERTED = 13  # operator sets before it have attributes where there are inputs since, and another Softmax
-_DTYPES = ("float32", "uint8", "int8")
+PIXEL_STEPS = 255
+# Arrays of uint8 stand for 0 … 1 in steps of 1/255 wherever moevit is given inputs, so that a model that takes them as
+# whole numbers has that factor in front.
+_DTYPES = ("float32", "uint8")
 _NUMBERS = "fiub"  # kinds of NumPy types
 _SMALL_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "int4", "uint4")
 

@@ -1,5 +1,6 @@
 """Recognising patches of an image in an array of addresses, however they were cut."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,24 +20,37 @@ class Patches:
     order: Addresses
 
 
-def image_shape(source: Source) -> tuple[int, int, int] | None:
-    """The shape of an input as an image, if it can be one."""
+def image_shapes(source: Source) -> tuple[tuple[int, int, int], ...]:
+    """The shapes of an input as an image, `(C, H, W)`.
+
+    One with its channels last is one of a single channel, whose rows hold the channels of a pixel behind each other.
+    """
     shape = source.model_shape
     while len(shape) > 3 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) > 3:
-        return None
+        return ()
     channels, height, width = (*(1,) * (3 - len(shape)), *shape)
-    return channels, height, width
+    return (channels, height, width), (1, channels, height * width)
 
 
 def patches_of(source: Source, idx: Addresses) -> Patches:
     """Read addresses `(patches, values)` of an input as patches; raises `Rejected` if they are not."""
-    image = image_shape(source)
-    if image is None:
+    images = image_shapes(source)
+    if not images:
         raise Rejected(f"'{source.name}' is no image", "give it as (batch, channels, height, width)")
     if (idx < 0).any():
         raise Rejected("its patches are padded", _WAY_OUT + "; pad the images beforehand")
+    first, last = images
+    try:
+        return _patches_of(source, idx, first)
+    except Rejected as rejected:
+        with suppress(Rejected):
+            return _patches_of(source, idx, last)
+        raise rejected
+
+
+def _patches_of(source: Source, idx: Addresses, image: tuple[int, int, int]) -> Patches:
     channel, row, column = np.unravel_index(idx - source.start, image)
     top, left = row.min(axis=1, keepdims=True), column.min(axis=1, keepdims=True)
     row, column = row - top, column - left

@@ -19,7 +19,7 @@ from moevit.compiler.frontend import (
     norm,
     pointwise,
 )
-from moevit.compiler.frontend.model import constant, input_shape, opsets
+from moevit.compiler.frontend.model import PIXEL_STEPS, constant, input_shape, opsets
 from moevit.compiler.frontend.node import NOISE, RANDOM, Node, Unmapped
 from moevit.compiler.frontend.space import Mean, Opaque, Origin, Source, Space, View, possible
 from moevit.errors import ModelError
@@ -133,7 +133,8 @@ class Tracer:
             own = (prod(own[:-1]), own[-1])  # tokens, if it turns out to be no image
         source = Source(origin=origin, shape=own, name=entry.name, dtype=dtype, model_shape=rest)
         self.sources.append(source)
-        self._env[entry.name] = self.space.add(source).reshape(*shape)
+        view = self.space.add(source).reshape(*shape)
+        self._env[entry.name] = view.affine(mul=PIXEL_STEPS) if dtype == "uint8" else view
 
     def _constants(self, graph: onnx.GraphProto) -> None:
         for initializer in graph.initializer:

@@ -153,6 +153,8 @@ def run_onnx(model: Path, task: "Task | Pipeline", inputs: "Inputs", progress: A
     import numpy as np
     import onnxruntime
 
+    from moevit.host import as_it_takes
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -172,7 +174,7 @@ def run_onnx(model: Path, task: "Task | Pipeline", inputs: "Inputs", progress: A
     parts = []
     for batch, count in _batches(inputs, fixed):
         try:
-            got = session.run(names, batch)
+            got = session.run(names, as_it_takes(session, batch))
         except Exception as error:
             raise ModelError(f"onnxruntime cannot run it: {_line(error)}", where=str(model)) from error
         shaped = zip(got, outputs.values(), strict=True)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moevit.errors import ModelError
+from moevit.host import as_it_takes
 
 SECONDS = 3.0  #: that each model is run for, at least
 WARM_UP = 2
@@ -87,9 +88,10 @@ def _time(model: Path, feeds: Mapping[str, NDArray], threads: int, precision: st
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        taken = as_it_takes(session, feeds)
         for _ in range(WARM_UP):
-            session.run(None, dict(feeds))
-        times, joules = _repeat(lambda: session.run(None, dict(feeds)))
+            session.run(None, taken)
+        times, joules = _repeat(lambda: session.run(None, taken))
     except Exception as error:  # onnxruntime's own exceptions share no base class
         text = " ".join(str(error).split())[:200]
         raise ModelError(f"onnxruntime cannot run it ({precision}): {text}", where=str(model)) from error
