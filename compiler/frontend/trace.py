@@ -17,6 +17,7 @@ from moevit.compiler.frontend import (
     linear,
     mixture,
     norm,
+    optimised,
     pointwise,
 )
 from moevit.compiler.frontend.model import PIXEL_STEPS, constant, input_shape, opsets
@@ -55,6 +56,7 @@ HANDLERS: dict[str, Handler] = {
     "Where": gate.where_node,
     "ReduceSum": norm.sum_node,
     "com.microsoft.MoE": contrib.moe_node,
+    **{f"com.microsoft.{op}": handler for op, handler in optimised.HANDLERS.items()},
 }
 
 WAYS_OUT = {

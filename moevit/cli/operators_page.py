@@ -58,6 +58,15 @@ GROUPS: dict[str, dict[str, str]] = {
         "Attention": "attention without cache and soft cap; grouped queries too",
         "com.microsoft.MoE": "a mixture of experts of two layers each",
     },
+    "Fused by onnxruntime": {
+        "com.microsoft.FusedMatMul": "as MatMul, its operands transposed, with a scale",
+        "com.microsoft.Attention": "a linear layer for q, k and v, and attention without mask",
+        "com.microsoft.MultiHeadAttention": "attention without mask, of q, k and v side by side",
+        **dict.fromkeys((f"com.microsoft.{op}" for op in ("Gelu", "BiasGelu", "FastGelu", "QuickGelu")),
+                        "an activation, behind a bias where it has one"),
+        "com.microsoft.SkipLayerNormalization": "a residual, and its LayerNormalization",
+        "com.microsoft.SkipSimplifiedLayerNormalization": "a residual, and its RMSNormalization",
+    },
     "Arithmetic": {
         "Add": f"a residual, a bias, a position; {_CONSTANT}",
         "Sub": f"as Add; in a LayerNorm that is spelled out; {_CONSTANT}",
@@ -79,7 +88,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "Normalisation and reduction": {
         "LayerNormalization": "over the channels of a token",
-        "RMSNormalization": "nothing: the machine's normalisation subtracts the mean; the host does it",
+        "RMSNormalization": "over the channels of a token, of a stream that weights can turn to where its mean is zero",
         "Softmax": f"over the keys, in attention; {_GATE}",
         "ReduceMean": "over all tokens, as attention that weighs them alike; in a LayerNorm that is spelled out",
         "GlobalAveragePool": "over all tokens",
