@@ -97,8 +97,10 @@ class _Encoder:
         return self.op("Add", y, bias) if bias else y
 
     def norm(self, x: str) -> str:
-        """LayerNorm as one node, or spelled with Pow or with Mul."""
+        """LayerNorm as one node, or spelled with Pow or with Mul; or RMS normalisation."""
         dim, form, eps = self.r.dim, self.r.norm_form, self.r.eps
+        if form.startswith("rms"):
+            return self.rms_norm(x)
         gamma, beta = self.const(1 + 0.2 * self.rng.standard_normal(dim)), self.random(dim, scale=0.2)
         if form == "node":
             return self.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=eps)
@@ -110,6 +112,13 @@ class _Encoder:
         else:
             normal = self.op("Mul", centred, self.op("Reciprocal", self.op("Sqrt", variance)))
         return self.op("Add", self.op("Mul", normal, gamma), beta)
+
+    def rms_norm(self, x: str) -> str:
+        gamma = self.const(1 + 0.2 * self.rng.standard_normal(self.r.dim))
+        if self.r.norm_form == "rms_node":
+            return self.op("RMSNormalization", x, gamma, axis=-1, epsilon=self.r.eps)
+        square = self.op("Add", self.reduce_mean(self.op("Mul", x, x), -1, True), self.const(self.r.eps))
+        return self.op("Mul", self.op("Div", x, self.op("Sqrt", square)), gamma)
 
     def activation(self, x: str) -> str:
         kind = self.r.activation
@@ -164,12 +173,29 @@ class _Encoder:
         inner = r.heads * r.head_dim
         q, k, v = self.heads_of(x, inner)  # (1, heads, tokens, head_dim)
         scale = r.head_dim**-0.5
+        if r.foreign == "rotary":
+            q, k = (self.op("Mul", t, self.random(r.tokens, r.head_dim)) for t in (q, k))
+        if r.foreign == "windows":
+            q, k, v = (self.windows(t, r.tokens // 2) for t in (q, k, v))
         if r.attention == "node":
             y = self.op("Attention", q, k, v)
         else:
             y = self.weighted(q, k, v, scale)
+        if r.foreign == "windows":
+            y = self.windows(y, 1)
         y = self.reshape(self.op("Transpose", y, perm=[0, 2, 1, 3]), 1, r.tokens, inner)
         return self.linear(y, inner, r.dim, r.tokens)
+
+    def windows(self, x: str, count: int) -> str:
+        """Every second token a window of its own, among the heads, `(1, heads * count, -1, head_dim)`, or back."""
+        r = self.r
+        if r.tokens % 2:
+            return x
+        if count == 1:
+            x = self.reshape(x, 1, r.heads, r.tokens // 2, 2, r.head_dim)
+            return self.reshape(self.op("Transpose", x, perm=[0, 1, 3, 2, 4]), 1, r.heads, r.tokens, r.head_dim)
+        x = self.op("Transpose", self.reshape(x, 1, r.heads, 2, count, r.head_dim), perm=[0, 1, 3, 2, 4])
+        return self.reshape(x, 1, r.heads * count, 2, r.head_dim)
 
     def weighted(self, q: str, k: str, v: str, scale: float) -> str:
         """`softmax(q @ k.T * scale + mask) @ v`, with the scale where the recipe wants it."""
@@ -186,8 +212,10 @@ class _Encoder:
             scores = self.op("Mul", scores, self.const(scale))
         if form == "divide":
             scores = self.op("Div", scores, self.const(1 / scale))
-        if self.r.mask != "none":
+        if self.r.mask != "none" and self.r.foreign != "windows":
             scores = self.op("Add", scores, self.mask())
+        if self.r.foreign == "bias":
+            scores = self.op("Add", scores, self.random(1, self.r.heads, self.r.tokens, self.r.tokens))
         p = self.op("Softmax", scores, axis=-1)
         return self.op("Einsum", p, v, equation="bhij,bhjd->bhid") if form == "einsum" else self.op("MatMul", p, v)
 
@@ -221,7 +249,10 @@ class _Encoder:
         r = self.r
         if r.experts:
             return self.mixture(x)
-        return self.linear(self.activation(self.linear(x, r.dim, r.hidden, r.tokens)), r.hidden, r.dim, r.tokens)
+        hidden = self.activation(self.linear(x, r.dim, r.hidden, r.tokens))
+        if r.foreign == "gate":
+            hidden = self.op("Mul", hidden, self.linear(x, r.dim, r.hidden, r.tokens))
+        return self.linear(hidden, r.hidden, r.dim, r.tokens)
 
     def mixture(self, x: str) -> str:
         """Every expert computed for every token, and weighted with its score, which is 0 unless it was chosen."""

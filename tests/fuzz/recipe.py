@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 OPSETS = tuple(range(13, 24))
-NODE_SINCE = {"LayerNormalization": 17, "Gelu": 20, "Attention": 23}  #: the opset that brought a node
+NODE_SINCE = {"LayerNormalization": 17, "Gelu": 20, "Attention": 23, "RMSNormalization": 23}  #: the opset that brought a node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Recipe:
     activation_form: str
     experts: int
     top_k: int
+    foreign: str
     end: str
     constants: str
 
@@ -63,13 +64,15 @@ def recipes(draw: st.DrawFn) -> Recipe:
         head_dim=draw(st.sampled_from((4, 8, 12, 16))), dim=draw(st.sampled_from((8, 12, 24, 32))),
         hidden=draw(st.sampled_from((8, 20, 48))), blocks=draw(st.integers(0, 2)),
         embed=words("conv", "reshape", "space_to_depth"), position=draw(st.booleans()), class_token=class_token,
-        norm=words("pre", "pre", "post"), norm_form=words("pow", "mul", node="LayerNormalization"),
+        norm=words("pre", "pre", "post"),
+        norm_form=words("pow", "mul", "rms", node="LayerNormalization", rms_node="RMSNormalization"),
         eps=draw(st.sampled_from((1e-6, 1e-5, 1e-12))), qkv=words("separate", "split", "slices", "unbind"),
         attention=words("scale_after", "scale_query", "divide", "both", "einsum", node="Attention"),
         mask=words("none", "none", "zeros", "keys"), layer_scale=draw(st.booleans()),
         linear=words("matmul", "gemm", "transposed"), bias=draw(st.booleans()),
         activation=words("gelu", "gelu_tanh", "relu", "silu"), activation_form=words("spelled", node="Gelu"),
         experts=experts, top_k=draw(st.integers(1, max(experts - 1, 1))),
+        foreign=words(*["none"] * 5, "gate", "bias", "rotary", "windows"),
         end=draw(st.sampled_from((*("class",) * class_token, "mean", "tokens", "map", "features"))),
         constants=words("initialisers", "nodes", "identity"),
     )  # fmt: skip
