@@ -126,7 +126,7 @@ class HostModel:
 
 
 def as_it_takes(session: Any, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    """Float inputs in the types of an onnxruntime session: pixels, which stand for 0 … 1, as whole numbers for uint8."""
+    """Float inputs in the types of an onnxruntime session: pixels, which stand for 0 … 1, whole numbers for uint8."""
     types = {entry.name: entry.type for entry in session.get_inputs()}
     return {
         n: np.rint(x * np.float32(255)).clip(0, 255).astype(np.uint8) if types.get(n) == "tensor(uint8)" else x

@@ -95,7 +95,7 @@ def multi_head_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list
         cuts = np.cumsum([x.shape[1] for x in matrices])[:-1]
         biases = np.split(np.asarray(bias, np.float64), cuts)
         matrices = [_plus(tracer, node, x, b) for x, b in zip(matrices, biases, strict=True)]
-    return _attend(tracer, node, *matrices, shape=q.shape)
+    return _attend(tracer, node, matrices[0], matrices[1], matrices[2], q.shape)
 
 
 def _attend(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 OPSETS = tuple(range(13, 24))
-NODE_SINCE = {"LayerNormalization": 17, "Gelu": 20, "Attention": 23, "RMSNormalization": 23}  #: the opset that brought a node
+NODE_SINCE = {"LayerNormalization": 17, "Gelu": 20, "Attention": 23, "RMSNormalization": 23}
+#: the opset that brought a node
 
 
 @dataclass(frozen=True, kw_only=True)
