@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "Compare a container's accuracy with onnxruntime's.",
     "ablate": "Measure each of the machine's techniques against the plain way.",
     "bench": "Measure the standing workloads and what bounds them.",
+    "workload": "Write a standing workload as ONNX files and inputs.",
     "sweep": "Try a model on many machines: latency against DSPs, energy and bandwidth.",
     "report": "Write a page with latency, energy and accuracy beside other ways to run it.",
     "compare": "Show what changed between two containers, or since a saved report.",
