@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 import partition_nets as nets
 import pytest
 from click.testing import CliRunner, Result
+from report_figures import check_page, check_sources
+from report_page import Page
 
 import moevit
 from moevit import container
@@ -57,40 +58,9 @@ def values(made: Path) -> dict[str, Any]:
     return read
 
 
-class Page(HTMLParser):
-    """Collects what a browser would fetch, the cells of tables, and ids."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.cells: list[str] = []
-        self.tags: list[str] = []
-        self._cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name in ("href", "src", "srcset", "xlink:href", "action", "data"):
-                self.links.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-        self._cell = tag == "td"
-        if self._cell:
-            self.cells.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self._cell:
-            self.cells[-1] += data
-
-    def handle_endtag(self, tag: str) -> None:
-        self._cell = False
-
-
 def all_tables(values: dict[str, Any]) -> list[tables.Table]:
     of_tasks = [table for task in values["tasks"].values() for table in tables.task_tables(task)]
-    return [tables.machine_table(values), tables.constant_table(values), tables.validation_table(values), *of_tasks]
+    return [*tables.general_tables(values), *of_tasks]
 
 
 def test_the_page_needs_no_network(made: Path):
@@ -104,12 +74,29 @@ def test_the_page_needs_no_network(made: Path):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_every_table_of_the_page_is_in_the_json(made: Path, values: dict[str, Any]):
-    cells = set(Page((made / "report.html").read_text()).cells)
-    for table in all_tables(values):
-        for row in table.rows:
-            for value in row:
-                assert tables.shown(value) in cells, (table.name, value)
+def test_every_figure_of_the_page_is_in_the_json(made: Path):
+    assert check_page(made) > 1000
+    check_sources(made)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("bytes of weights", "and 5 bytes of weights"),
+        (" MHz", "1 MHz"),
+        ("<td class=n>100</td>", "<td class=n>101</td>"),
+        ("<h2>Task seg</h2>", "<h2>Task seg</h2><p>99.9 %</p>"),
+    ],
+)
+def test_a_figure_that_is_not_in_the_json_is_found(made: Path, tmp_path: Path, old: str, new: str):
+    """The check itself: a page with one number changed fails it."""
+    for path in made.iterdir():
+        if path.suffix in (".json", ".svg", ".html"):
+            text = path.read_text()
+            (tmp_path / path.name).write_text(text.replace(old, new, 1) if path.suffix == ".html" else text)
+    assert (tmp_path / "report.html").read_text() != (made / "report.html").read_text()
+    with pytest.raises(AssertionError):
+        check_page(tmp_path)
 
 
 def test_downloads_hold_the_unrounded_numbers(made: Path, values: dict[str, Any]):
@@ -117,8 +104,8 @@ def test_downloads_hold_the_unrounded_numbers(made: Path, values: dict[str, Any]
     texts = {base64.b64decode(link.partition("base64,")[2]).decode() for link in links}
     for table in all_tables(values):
         assert table.csv() in texts
-    machines = list(csv.DictReader(io.StringIO((made / "machines.csv").read_text())))
-    ours = next(row for row in machines if row["accelerator"] == "moevit tiny, seg")
+    machines = list(csv.DictReader(io.StringIO((made / "latency.csv").read_text())))
+    ours = next(row for row in machines if row["network"] == "seg")
     assert float(ours["ms a frame"]) == values["tasks"]["seg"]["simulation"]["latency_ms"]
     whole = next(link for link in Page((made / "report.html").read_text()).links if "application/json" in link)
     assert json.loads(base64.b64decode(whole.partition("base64,")[2])) == values

@@ -1,5 +1,6 @@
 """From events to joules, as a range."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,39 +41,45 @@ class Range:
 class Part:
     """One term of the sum: ``count`` events or seconds times a constant.
 
+    constant : None where the watts are not ours
     energy : joules
     """
 
     name: str
     count: float
-    constant: Constant
+    constant: Constant | None
     energy: Range
 
 
 @dataclass(frozen=True)
 class Energy:
-    """An estimate of one inference.
+    """What one inference takes.
 
-    method : ``estimated``; a measurement would say ``measured``
+    method : ``estimated``, or whose watts replace the estimate: ``vivado`` or ``measured``
     seconds : that it takes
     parts : in the programmable logic and the DRAM, without the processor system
-    system : of the processor system and the idle DRAM in that time
+    system : of the processor system and the idle DRAM in that time; None where the parts have it too
     """
 
     method: str
     seconds: float
     parts: tuple[Part, ...]
-    system: Part
+    system: Part | None
 
     @property
-    def accelerator(self) -> Range:
-        """Joules of the accelerator with its DRAM traffic."""
-        return sum((part.energy for part in self.parts), Range(0, 0, 0))
+    def accelerator(self) -> Range | None:
+        """Joules of the accelerator with its DRAM traffic; None where they are not told from the rest."""
+        return None if self.system is None else _sum(self.parts)
 
     @property
     def total(self) -> Range:
         """Joules with the processor system, which is what a board's supply would show."""
-        return self.accelerator + self.system.energy
+        return _sum(self.all_parts)
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """The processor system too."""
+        return self.parts if self.system is None else (*self.parts, self.system)
 
     @property
     def watts(self) -> Range:
@@ -84,10 +91,15 @@ class Energy:
             "method": self.method,
             "seconds": self.seconds,
             "parts": [
-                {"name": p.name, "count": p.count, "constant": p.constant.name, "joules": p.energy.as_dict()}
-                for p in (*self.parts, self.system)
+                {
+                    "name": p.name,
+                    "count": p.count,
+                    "constant": None if p.constant is None else p.constant.name,
+                    "joules": p.energy.as_dict(),
+                }
+                for p in self.all_parts
             ],
-            "accelerator_joules": self.accelerator.as_dict(),
+            "accelerator_joules": None if self.accelerator is None else self.accelerator.as_dict(),
             "total_joules": self.total.as_dict(),
             "watts": self.watts.as_dict(),
         }
@@ -121,3 +133,7 @@ def estimate(activity: Activity, *, clock_mhz: float, luts: float) -> Energy:
 def _part(name: str, count: float, constant: Constant, unit: float) -> Part:
     low, typical, high = (count * value * unit for value in (constant.low, constant.typical, constant.high))
     return Part(name, count, constant, Range(low, typical, high))
+
+
+def _sum(parts: Sequence[Part]) -> Range:
+    return sum((part.energy for part in parts), Range(0, 0, 0))

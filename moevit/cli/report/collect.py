@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ from moevit.boards.resources import estimate as estimate_resources
 from moevit.cli import listing
 from moevit.cli.groups import EXPERTS, group_layers
 from moevit.cli.report import cpu, roofline
+from moevit.cli.report.machines import machine_rows
 from moevit.config import AcceleratorConfig
 from moevit.energy.activity import activity
 from moevit.energy.constants import CONSTANTS
 from moevit.energy.estimate import estimate
+from moevit.energy.power import Power, replaced
 from moevit.energy.published import PUBLISHED
 from moevit.energy.validate import validate
 from moevit.pipeline import Pipeline, machine_tasks
@@ -28,14 +30,16 @@ if TYPE_CHECKING:
     from moevit.sim.inputs import Inputs
     from moevit.sim.result import Result
 
-SCHEMA = 1  #: of report.json
+SCHEMA = 2  #: of report.json
 
 #: what how a figure came about is called, with what that means
 METHODS = {
     "rtl": "simulated: the generated Verilog under Verilator, exact cycles, with the DRAM model below",
     "cycle": "simulated: the timing model, within a few percent of the Verilog, with the DRAM model below",
     "estimated": "estimated: events counted in the simulation, times energy per event, with the range of the constants",
-    "measured": "measured on this machine in the same run",
+    "vivado": "Vivado's power report: its watts of the chip times the simulated latency, and the estimate of the DRAM",
+    "measured": "onnxruntime: measured on this machine in the same run; energy of ours: watts of the board's sensor "
+    "times the latency on the board",
     "published": "as its paper or a later paper's table states it; operations and boundaries differ between papers",
 }
 
@@ -47,6 +51,7 @@ class Subject:
     models : the ONNX file of each task that has one here, for accuracy and the CPU's time
     inputs : of each task
     results : of a timed back-end, by task
+    powers : what replaces the estimated energy, by task
     """
 
     container: Path
@@ -54,27 +59,28 @@ class Subject:
     models: Mapping[str, Path]
     inputs: Mapping[str, "Inputs"]
     results: Mapping[str, "Result"]
+    powers: Mapping[str, Power] = field(default_factory=dict)
 
 
 def collect(subject: Subject, *, accuracy_images: int, threads: int, announce: Any) -> dict[str, Any]:
     """The report's values; what takes long is announced."""
     program = subject.program
+    config, digest = program.config.to_dict(), f"{program.config.digest:016x}"
+    tasks = {name: _task(subject, name, accuracy_images, threads, announce) for name in subject.results}
     return {
         "schema": SCHEMA,
         "container": subject.container.name,
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "config": program.config.to_dict(),
-        "config_digest": f"{program.config.digest:016x}",
+        "config": config,
+        "config_digest": digest,
         "macs_per_cycle": program.config.macs_per_cycle,
         "sources": [asdict(source) for source in program.sources],
         "tools": dict(tools.tool_versions()),
         "machine": {"processor": cpu.processor(), "cpus": os.cpu_count(), "system": platform.platform()},
         "methods": METHODS,
         "resources": resources(program.config),
-        "tasks": {
-            name: _task(subject, name, accuracy_images, threads, announce) for name in subject.results
-        },
-        "published": [design.as_dict() for design in PUBLISHED],
+        "tasks": tasks,
+        "machines": machine_rows(config, digest, tasks, PUBLISHED),
         "energy_constants": [asdict(constant) for constant in CONSTANTS],
         "energy_validation": [check.as_dict() for check in validate()],
     }  # fmt: skip
@@ -85,7 +91,7 @@ def resources(config: AcceleratorConfig) -> dict[str, Any]:
     board = next((b for b in BOARDS.values() if b.device.part == config.device), None)
     taken = asdict(estimate_resources(config))
     return {
-        "method": "scaled from one open synthesis; moevit build --synth maps the configuration itself",
+        "method": "Scaled from one open synthesis; moevit build --synth maps the configuration itself",
         "estimate": taken,
         "device": None if board is None else asdict(board.device),
         "board": None if board is None else board.name,
@@ -106,12 +112,15 @@ def _task(subject: Subject, name: str, accuracy_images: int, threads: int, annou
     )  # fmt: skip
     taken = estimate_resources(program.config)
     energy = estimate(counted, clock_mhz=program.config.clock_mhz, luts=taken.lut)
+    power = subject.powers.get(name)
     dram = result.dram or DramModel.default(program.config)
     out: dict[str, Any] = {
         "simulation": {key: value for key, value in result.as_dict().items() if key not in ("layers", "experts")},
         "cycles": cycles,
         "activity": counted.as_dict(),
-        "energy": energy.as_dict(),
+        "energy": (energy if power is None else replaced(energy, power)).as_dict(),
+        "energy_estimate": energy.as_dict(),
+        "power": None if power is None else power.as_dict(),
         "roof": roofline.roof(program.config, dram.bytes_per_cycle).as_dict(),
         "layers": [
             layer
@@ -122,12 +131,14 @@ def _task(subject: Subject, name: str, accuracy_images: int, threads: int, annou
         "memory": _memory(program, longest(parts)),
         "host": [asdict(step) for step in result.steps if step.host_ms is not None],
         "cpu": [],
+        "cpu_missing": None,
         "accuracy": None,
     }
     if name in subject.models:
         announce(f"{name}: onnxruntime on this machine's CPU")
         feeds = subject.inputs[name].floats(0, 1)
-        out["cpu"] = [run.as_dict() for run in cpu.measure(subject.models[name], feeds, threads)]
+        runs, out["cpu_missing"] = cpu.measure(subject.models[name], feeds, threads)
+        out["cpu"] = [run.as_dict() for run in runs]
         announce(f"{name}: accuracy of int8 against float")
         out["accuracy"] = _accuracy(subject, pipeline, accuracy_images)
     return out

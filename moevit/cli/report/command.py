@@ -37,6 +37,11 @@ Examples:
     "--onnx", "models", multiple=True, metavar="[TASK=]MODEL.onnx",
     help="The model of a task: adds its accuracy, and onnxruntime's time on this machine's CPU.",
 )
+@click.option(
+    "--power", "power_files", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="Watts in place of the estimate: reports/power.txt of a Vivado build, or what `moevit run --json` printed on "
+    "a board with a sensor, for each task.",
+)  # fmt: skip
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only this task; may be given several times.")
 @click.option(
     "--backend", type=click.Choice(["rtl", "cycle"]), default="rtl", show_default=True,
@@ -61,6 +66,7 @@ def command(
     container: Path,
     inputs: tuple[Path, ...],
     models: tuple[str, ...],
+    power_files: tuple[Path, ...],
     tasks: tuple[str, ...],
     backend: str,
     limit: int,
@@ -70,13 +76,15 @@ def command(
 ) -> dict[str, Any]:
     """Write a report of a container: what its tasks take, and how that compares.
 
-    Latency is simulated, energy estimated from what the simulation counts, published accelerators stand beside both
-    with their sources; with --onnx, onnxruntime on this machine's CPU too. The page needs no network.
+    Latency is simulated, energy estimated from what the simulation counts, unless --power has watts; published
+    accelerators stand beside both with their sources; with --onnx, onnxruntime on this machine's CPU too. The page
+    needs no network.
     """
     started = time.perf_counter()
     from moevit.cli.report.collect import Subject, collect
     from moevit.cli.report.page import page
     from moevit.cli.report.plots import draw_all
+    from moevit.cli.report.power import powers
     from moevit.container import load
 
     program = load(container)
@@ -86,6 +94,7 @@ def command(
         raise InputError("Missing option '--inputs'", where="--backend rtl", mend="or choose --backend cycle")
     if files and not inputs:
         raise InputError("accuracy and the CPU's time need inputs", where="--onnx", mend="add --inputs")
+    watts = powers(program, power_files)
     values = {name: _inputs(program, name, inputs) for name in chosen if inputs}
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -93,7 +102,7 @@ def command(
     for name in chosen:
         output.note(f"{name}: simulating ({backend}) …")
         results[name], timelines[name] = _run(output, program, name, values.get(name), backend, limit)
-    subject = Subject(container, program, {n: p for n, p in files.items() if n in chosen}, values, results)
+    subject = Subject(container, program, {n: p for n, p in files.items() if n in chosen}, values, results, watts)
     report = to_json(
         collect(subject, accuracy_images=accuracy_limit, threads=threads or os.cpu_count() or 1, announce=output.note)
     )
@@ -156,7 +165,7 @@ def _run(
 def _write_tables(folder: Path, report: Mapping[str, Any]) -> None:
     from moevit.cli.report import tables
 
-    for table in (tables.machine_table(report), tables.constant_table(report), tables.validation_table(report)):
+    for table in tables.general_tables(report):
         _write(folder / f"{table.name}.csv", table.csv())
     for name, task in report["tasks"].items():
         for table in tables.task_tables(task):
@@ -171,16 +180,22 @@ def _write(path: Path, text: str) -> None:
 
 
 def _say(output: Output, report: Mapping[str, Any]) -> None:
+    from moevit.cli.report.machines import METHOD_NAMES
+
     for name, task in report["tasks"].items():
         simulation, total = task["simulation"], task["energy"]["total_joules"]
         own = task["energy"]["accelerator_joules"]
+        alone = f"; accelerator and its DRAM traffic alone {1000 * own['typical']:.3g}" if own else ""
         output.say(
-            f"{name}: {simulation['latency_ms']:.3f} ms (simulated, {simulation['backend']}), "
-            f"{1000 * total['typical']:.3g} mJ (estimated, {1000 * total['low']:.3g} … {1000 * total['high']:.3g}; "
-            f"accelerator and its DRAM traffic alone {1000 * own['typical']:.3g})"
+            f"{name} on {report['config']['name']} at {report['config']['clock_mhz']:g} MHz: "
+            f"{simulation['latency_ms']:.3f} ms ({METHOD_NAMES[simulation['backend']]}), "
+            f"{1000 * total['typical']:.3g} mJ ({METHOD_NAMES[task['energy']['method']]}, "
+            f"{1000 * total['low']:.3g} … {1000 * total['high']:.3g}{alone})"
         )
         for step in task["host"]:
             output.say(f"  {step['name']} on this CPU: {step['host_ms']:.3f} ms (measured), not in the above")
         for run in task["cpu"]:
             energy = f", {1000 * run['joules']:.3g} mJ" if run["joules"] else ", energy counters not readable"
             output.say(f"  onnxruntime {run['precision']} on this CPU: {run['latency_ms']:.3f} ms (measured){energy}")
+        if task["cpu_missing"]:
+            output.say(f"  int8 on this CPU: {task['cpu_missing']}")

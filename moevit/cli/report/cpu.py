@@ -42,8 +42,8 @@ class CpuRun:
         return asdict(self) | {"method": "measured"}
 
 
-def measure(model: Path, feeds: Mapping[str, NDArray], threads: int) -> list[CpuRun]:
-    """Time a model in float and in int8 on one image.
+def measure(model: Path, feeds: Mapping[str, NDArray], threads: int) -> tuple[list[CpuRun], str | None]:
+    """Time a model in float and in int8 on one image; says why where there is no int8.
 
     Parameters
     ----------
@@ -58,13 +58,14 @@ def measure(model: Path, feeds: Mapping[str, NDArray], threads: int) -> list[Cpu
     with tempfile.TemporaryDirectory(prefix="moevit-report-") as folder:
         quantised = Path(folder) / "int8.onnx"
         runs = [_time(model, feeds, threads, "float32")]
-        if _quantise(model, quantised):
+        missing = _quantise(model, quantised)
+        if missing is None:
             runs.append(_time(quantised, feeds, threads, "int8"))
-    return runs
+    return runs, missing
 
 
-def _quantise(model: Path, target: Path) -> bool:
-    """Write the model with int8 weights; False if onnxruntime's tool cannot."""
+def _quantise(model: Path, target: Path) -> str | None:
+    """Write the model with int8 weights; what onnxruntime's tool said if it cannot."""
     import logging
 
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -73,11 +74,11 @@ def _quantise(model: Path, target: Path) -> bool:
     logging.disable(logging.WARNING)  # it recommends preprocessing on the root logger
     try:
         quantize_dynamic(model, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
-    except Exception:  # whatever its passes raise: the figure is then not claimed
-        return False
+    except Exception as error:  # whatever its passes raise: the figure is then not claimed
+        return f"onnxruntime cannot quantise it: {' '.join(str(error).split())[:200]}"
     finally:
         logging.disable(before)
-    return target.is_file()
+    return None
 
 
 def _time(model: Path, feeds: Mapping[str, NDArray], threads: int, precision: str) -> CpuRun:
@@ -105,7 +106,7 @@ def _time(model: Path, feeds: Mapping[str, NDArray], threads: int, precision: st
 def _repeat(run: Callable[[], object]) -> tuple[list[float], float | None]:
     """Milliseconds of each run, and joules per run."""
     times: list[float] = []
-    counters = _counters()
+    counters = rapl_counters(RAPL)
     before = _energy(counters)
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end or not times:
@@ -113,21 +114,34 @@ def _repeat(run: Callable[[], object]) -> tuple[list[float], float | None]:
         run()
         times.append(1000 * (time.perf_counter() - started))
     after = _energy(counters)
-    if before is None or after is None or after <= before:  # unreadable, or wrapped around
+    used = [b - a for a, b in zip(before, after, strict=True)] if len(before) == len(after) else []
+    if not used or min(used) <= 0:  # unreadable, or wrapped around
         return times, None
-    return times, (after - before) / len(times)
+    return times, sum(used) / len(times)
 
 
-def _counters() -> Sequence[Path]:
-    """Energy counters of the CPU packages (RAPL)."""
-    return sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj")) if RAPL.is_dir() else []
+def rapl_counters(root: Path) -> list[Path]:
+    """Energy counters of the CPU packages (Linux: Documentation/power/powercap/powercap.rst).
+
+    A package's zone has zones in it, and a machine may have one of all (``psys``): adding those would count twice.
+    """
+    found = []
+    for zone in sorted(root.glob("intel-rapl:*")):
+        try:
+            package = (zone / "name").read_text().startswith("package")
+        except OSError:
+            continue
+        if package:
+            found.append(zone / "energy_uj")
+    return found
 
 
-def _energy(counters: Sequence[Path]) -> float | None:
+def _energy(counters: Sequence[Path]) -> list[float]:
+    """Joules of each counter; nothing where one cannot be read, which takes root on most machines."""
     try:
-        return sum(int(path.read_text()) for path in counters) / 1e6 if counters else None
+        return [int(path.read_text()) / 1e6 for path in counters]
     except (OSError, ValueError):
-        return None
+        return []
 
 
 def processor() -> str:

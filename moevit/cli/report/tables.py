@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moevit.cli.report.plots import machines
+from moevit.cli.report.machines import METHOD_NAMES
 
 Values = Mapping[str, Any]
 
@@ -23,6 +23,14 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Of each column, whether it has numbers only."""
+        return tuple(
+            any(map(_is_number, cells)) and all(value is None or _is_number(value) for value in cells)
+            for cells in zip(*self.rows, strict=True)
+        )
+
     def csv(self) -> str:
         """All values, unrounded."""
         text = io.StringIO()
@@ -30,6 +38,10 @@ class Table:
         writer.writerow(self.columns)
         writer.writerows(["" if value is None else value for value in row] for row in self.rows)
         return text.getvalue()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def shown(value: Any) -> str:
@@ -47,18 +59,29 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def machine_table(values: Values) -> Table:
-    """Latency and energy beside others."""
-    rows = []
-    for row in machines(values):
-        low, typical, high = row["mj"] or (None, None, None)
-        rows.append(
-            (row["name"], row["board"], row["precision"], row["clock_mhz"], row["macs"], row["ms"], row["method"],
-             row["macs"] / row["ms"] / 1e6, typical, low, high, row["energy_method"], row["source"])
-        )  # fmt: skip
-    columns = ("accelerator", "runs on", "precision", "clock, MHz", "MACs a frame", "ms a frame", "latency is",
-               "GMAC/s", "mJ a frame", "mJ, low", "mJ, high", "energy is", "source")  # fmt: skip
-    return Table("machines", columns, tuple(rows))
+def latency_table(values: Values) -> Table:
+    """Latency beside others."""
+    rows = tuple(
+        (row["name"], row["network"], row["board"], row["precision"], row["clock_mhz"], row["configuration"],
+         row["macs"], row["ms"], METHOD_NAMES[row["method"]], row["counted"], row["gmacs"], row["source"])
+        for row in values["machines"]
+    )  # fmt: skip
+    columns = ("accelerator", "network", "runs on", "precision", "clock, MHz", "configuration", "MACs a frame",
+               "ms a frame", "latency is", "counted", "GMAC/s", "source")  # fmt: skip
+    return Table("latency", columns, rows)
+
+
+def joules_table(values: Values) -> Table:
+    """Energy beside others, of those that state it."""
+    rows = tuple(
+        (row["name"], row["network"], row["board"], row["clock_mhz"], row["configuration"], *row["mj"],
+         row["mj_per_gmac"][1], METHOD_NAMES[row["energy_method"]], row["source"])
+        for row in values["machines"]
+        if row["mj"] is not None
+    )  # fmt: skip
+    columns = ("accelerator", "network", "runs on", "clock, MHz", "configuration", "mJ, low", "mJ a frame", "mJ, high",
+               "mJ for 10⁹ MACs", "energy is", "source")  # fmt: skip
+    return Table("energy", columns, rows)
 
 
 def layer_table(task: Values) -> Table:
@@ -81,10 +104,18 @@ def stage_table(task: Values) -> Table:
     return Table("stages", ("stage", "cause", "cycles", "share"), tuple(rows))
 
 
+def timeline_table(task: Values) -> Table:
+    """From when to when a unit worked on a kind of layer."""
+    keys = ("unit", "kind", "start", "end")
+    rows = tuple(tuple(span[key] for key in keys) for span in task.get("timeline") or ())
+    return Table("timeline", ("unit", "layers", "from cycle", "to cycle"), rows)
+
+
 def energy_table(task: Values) -> Table:
     """Events, constants and joules."""
     rows = [
-        (part["name"], part["count"], part["constant"], *(1000 * part["joules"][k] for k in ("typical", "low", "high")))
+        (part["name"], part["count"], part["constant"] or "watts of the source",
+         *(1000 * part["joules"][k] for k in ("typical", "low", "high")))
         for part in task["energy"]["parts"]
     ]
     columns = ("part", "events, or seconds", "times", "mJ", "mJ, low", "mJ, high")
@@ -127,6 +158,14 @@ def memory_table(task: Values) -> Table:
     return Table("memory", columns, tuple(tuple(t[key] for key in keys) for t in task["memory"]["tensors"]))
 
 
+def resource_table(values: Values) -> Table:
+    """What the machine takes, and what its device has."""
+    taken, device = values["resources"]["estimate"], values["resources"]["device"]
+    names = {"lut": "LUT", "ff": "FF", "dsp": "DSP", "bram36": "BRAM36", "uram": "URAM"}
+    rows = tuple((name, taken[key], device[key] if device else None) for key, name in names.items())
+    return Table("resources", ("resource", "takes", "device has"), rows)
+
+
 def accuracy_table(task: Values) -> Table:
     """Figures of int8 and float on the same images."""
     outputs = (task["accuracy"] or {"outputs": {}})["outputs"]
@@ -134,8 +173,19 @@ def accuracy_table(task: Values) -> Table:
     return Table("accuracy", ("output", "figure", "value"), tuple(rows))
 
 
+def general_tables(values: Values) -> Sequence[Table]:
+    """Those of the whole report."""
+    return (
+        latency_table(values),
+        joules_table(values),
+        constant_table(values),
+        validation_table(values),
+        resource_table(values),
+    )
+
+
 def task_tables(task: Values) -> Sequence[Table]:
     """Those of one task that have rows."""
-    tables = (layer_table(task), stage_table(task), energy_table(task), accuracy_table(task), expert_table(task),
-              memory_table(task))  # fmt: skip
+    tables = (layer_table(task), stage_table(task), timeline_table(task), energy_table(task), accuracy_table(task),
+              expert_table(task), memory_table(task))  # fmt: skip
     return [table for table in tables if table.rows]
