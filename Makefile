@@ -25,6 +25,7 @@ help:
 	@echo 'make test        the default tests'
 	@echo 'make test-slow   the tests that take minutes'
 	@echo 'make test-torch  the tests that train or export with torch'
+	@echo 'make test-browser the pages that are written, in headless Chromium'
 	@echo 'make lint        style, types and the layering of the packages'
 	@echo 'make gallery     run the commands of docs/gallery.md and renew its pictures'
 	@echo 'make docs        write the generated pages of docs/'
@@ -60,11 +61,16 @@ test: $(TEST)
 
 .PHONY: test-slow
 test-slow: $(TEST)
-	$(VENV)/bin/pytest -m 'slow and not torch' $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -m 'slow and not torch and not browser' $(PYTEST_ARGS)
 
 .PHONY: test-torch
 test-torch: $(TRAIN)
 	$(VENV)/bin/pytest -m torch $(PYTEST_ARGS)
+
+# Fails where there is no Chromium, and says how to get it: .ci/browser installs Debian's.
+.PHONY: test-browser
+test-browser: $(TEST)
+	$(VENV)/bin/pytest -m browser -n0 $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(DEV)
