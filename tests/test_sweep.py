@@ -36,7 +36,8 @@ def cli_run(*arguments: str | Path) -> Result:
     ("text", "says"),
     [("rows", "is no axis"), ("rows=", "is no axis"), ("nothing=1", "no axis 'nothing'"), ("rows=x", "'x' is no int"),
      ("clock_mhz=fast", "no float"), ("packed_macs=maybe", "no bool"), ("dram_gbps=0", "positive"),
-     ("name=x", "no axis 'name'")],
+     ("name=x", "no axis 'name'"), ("precision=int4", "no machine of precision 'int4'.*int8 is what the generator has"),
+     ("precision=8,16", "no machine of precision '16'")],
 )  # fmt: skip
 def test_axes_that_are_none(text: str, says: str):
     with pytest.raises(InputError, match=says):
@@ -48,6 +49,14 @@ def test_axes_are_typed_and_given_once():
     assert axes == {"rows": (4, 8), "packed_macs": (True, False), "dram_gbps": (6.4,)}
     with pytest.raises(InputError, match="twice"):
         parse_axes(["rows=4", "rows=8"])
+
+
+def test_precision_is_what_the_generator_has():
+    axes = parse_axes(["precision=8,int8", "packed_macs=true,false"])
+    assert axes["precision"] == ("int8",)
+    assert [(p.changes["precision"], p.config and p.config.packed_macs) for p in points(TINY, axes)] == [
+        ("int8", True), ("int8", False),
+    ]  # fmt: skip
 
 
 def test_a_rate_in_seconds_is_more_bytes_a_cycle_to_a_slow_machine():

@@ -40,8 +40,8 @@ Examples:
 )
 @click.option(
     "--grid", "axes", multiple=True, metavar="NAME=VALUE,...",
-    help="An axis: a field of the configuration (see `moevit configs --json`), or dram_gbps. All combinations are "
-    "looked at. Without any: rows, columns and depth.",
+    help="An axis: a field of the configuration (see `moevit configs --json`), dram_gbps, or precision, of which there "
+    "is int8. All combinations are looked at. Without any: rows, columns and depth.",
 )
 @click.option("--board", metavar="NAME", help="Name the best machine that fits this board's device.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes; one per CPU without it.")
@@ -64,7 +64,7 @@ def command(
     """Look at many machines for one model: latency against DSPs, energy and bandwidth.
 
     Cycles are those of the timing model, within a few percent of the Verilog; resources are scaled from one synthesis,
-    energy is estimated; experts have equally many tokens each. The machine computes with 8 bits: precision is no axis.
+    energy is estimated; experts have equally many tokens each. All machines compute with 8 bits.
     Interrupt it when you like: the same command goes on where it was.
     """
     started = time.perf_counter()

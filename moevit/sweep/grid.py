@@ -11,7 +11,14 @@ from moevit.errors import ConfigError, InputError
 from moevit.sim.dram import DramModel
 
 DRAM_GBPS = "dram_gbps"  #: an axis that is no field of the configuration: the memory's rate, in 10⁹ bytes a second
+PRECISION = "precision"  #: an axis that is no field either: all machines have the one that the generator has
+PRECISIONS = {"int8": "int8", "8": "int8"}  #: by what it may be called
+_NO_PRECISION = (
+    "int8 is what the generator has: 8-bit weights and activations, 32-bit sums, 16-bit residuals "
+    "(docs/performance.md says what 4-bit weights would save and cost)"
+)
 DEFAULT = ("rows=4,8,16", "columns=16,32,64", "depth=4,8,16")
+_NO_FIELDS = (DRAM_GBPS, PRECISION)
 _FIELDS = {field.name: field.type for field in dataclasses.fields(AcceleratorConfig) if field.name != "name"}
 Scalar = int | float | bool | str
 
@@ -40,8 +47,8 @@ def parse_axes(texts: Sequence[str]) -> dict[str, tuple[Scalar, ...]]:
         name = name.strip()
         if not equals or not values.strip():
             raise InputError("is no axis", where=f"--grid {text}", mend="write NAME=VALUE,VALUE,…")
-        if name not in _FIELDS and name != DRAM_GBPS:
-            known = ", ".join((*_FIELDS, DRAM_GBPS))
+        if name not in _FIELDS and name not in _NO_FIELDS:
+            known = ", ".join((*_FIELDS, *_NO_FIELDS))
             raise InputError(f"there is no axis {name!r}", where=f"--grid {text}", mend=f"choose from {known}")
         if name in axes:
             raise InputError(f"axis {name!r} is given twice", where=f"--grid {text}", mend="join its values")
@@ -50,6 +57,10 @@ def parse_axes(texts: Sequence[str]) -> dict[str, tuple[Scalar, ...]]:
 
 
 def _value(name: str, text: str, where: str) -> Scalar:
+    if name == PRECISION:
+        if text not in PRECISIONS:
+            raise InputError(f"there is no machine of precision {text!r}", where=f"--grid {where}", mend=_NO_PRECISION)
+        return PRECISIONS[text]
     kind: Any = float if name == DRAM_GBPS else _FIELDS[name]
     try:
         if kind is bool:
@@ -66,7 +77,7 @@ def points(base: AcceleratorConfig, axes: Mapping[str, Sequence[Scalar]]) -> Ite
     """All combinations, in the order of the axes; those that are no machine say why."""
     for values in itertools.product(*axes.values()):
         changes = dict(zip(axes, values, strict=True))
-        fields = {name: value for name, value in changes.items() if name != DRAM_GBPS}
+        fields = {name: value for name, value in changes.items() if name not in _NO_FIELDS}
         try:
             config = dataclasses.replace(base, **{"name": "point", **fields})  # type: ignore[arg-type]
         except ConfigError as error:
