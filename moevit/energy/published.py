@@ -100,4 +100,9 @@ PUBLISHED: tuple[Published, ...] = (
         dsp=1552, lut=185_000, bram36=None, latency_ms=1000 / 34.0, watts=9.6, macs=_DEIT_B, weight_bytes=86e6 * 0.75,
         operand_bits=6, method="1 / frames a second", source="as in TATAA's table",
     ),
+    Published(
+        name="HG-PIPE", board="VCK190", model="DeiT-Ti", precision="W3A3", workload="deit-ti", clock_mhz=425, dsp=312,
+        lut=669_000, bram36=1006, latency_ms=1000 / 7118, watts=46.7, macs=_DEIT_TI, weight_bytes=0, operand_bits=3,
+        method="1 / frames a second, many at a time", source="its repository's README",
+    ),
 )  # fmt: skip
