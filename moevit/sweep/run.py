@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -94,9 +95,14 @@ def _here(subject: Subject, points: Sequence[Point], jobs: int) -> Iterator[Row]
 
 
 def _begin(subject: Subject) -> None:
-    """In a worker, before its first point."""
+    """In a worker, before its first point.
+
+    Ctrl-C reaches all processes of a terminal. A worker that it stops while it holds the queue's lock leaves the others
+    waiting for ever, so only the process that started them listens to it: they end when it takes the queue away.
+    """
     global _subject
     _subject = subject
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpool_limits(1)
 
 
