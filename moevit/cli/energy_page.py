@@ -22,13 +22,13 @@ moevit report build/m3vit.moevit --backend cycle -o build/report_cycle
 Where Vivado's power report or a board's sensor is at hand, `--power FILE` puts it in the estimate's place, and the page
 says which it shows and what the model would have said:
 
-| file | energy of a frame |
-|---|---|
-| `reports/power.txt` of a Vivado build ([boards/zynq.md](boards/zynq.md)) | its total on-chip watts times the simulated latency; the memory chips are not in it, so their part of the estimate is added |
-| what `moevit run --device pynq … --json` printed, one file for each task | the sensor's watts times the latency on the board; what the sensor covers is in the page of the board |
+- `reports/power.txt` of a Vivado build ([boards/zynq.md](boards/zynq.md)): its total on-chip watts times the simulated
+  latency. The memory chips are not in it, so their part of the estimate is added.
+- What `moevit run --device pynq … --json` printed, one file for each task: the sensor's watts times the latency on the
+  board. What the sensor covers is in the page of the board.
 
-A report of another device, a run of another configuration, and a run without a sensor are refused. Neither has been tried
-with a real file: there was no Vivado and no board. Its form is that of UG907 and of published reports.
+A report of another device, a run of another configuration, and a run without a sensor are refused. There was no Vivado
+and no board to try it with: the form of the report is that of `report_power`'s text as others have published it.
 
 ## What is counted
 
@@ -59,8 +59,8 @@ operands' bits.
 _OUTSIDE = """\
 Two kinds are outside the range. The U280 is a data-centre card, whose memory stacks and shell take power that the model
 has no term for. The 29.6 W of Huang et al. are three times what comparable designs on the same board state; what they
-include is not known to us. The VCK190's device is of 7 nm, which the constants are not. The others are low by 10 to 35 %: read an estimate's typical value as good to a factor of
-1.5, and its range as the statement.
+include is not known to us. The VCK190's device is of 7 nm, which the constants are not. The others are low by 10 to
+35 %: read an estimate's typical value as good to a factor of 1.5, and its range as the statement.
 
 ## Published accelerators
 

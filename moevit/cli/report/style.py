@@ -34,7 +34,7 @@ SETTINGS = {
 def save(folder: Path, name: str, figure: Any) -> str:
     """Write a figure as PNG and SVG; returns the SVG, with ids that no other plot of the page has."""
     stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    figure.savefig(folder / f"{stem}.png", dpi=200)
+    figure.savefig(folder / f"{stem}.png", dpi=170)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "moevit"})
     svg = text.getvalue()
