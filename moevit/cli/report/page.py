@@ -194,7 +194,7 @@ def _figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption class=soft>{label}</figcaption></figure>"
 
 
-_LONG_TABLE = 60  #: rows, above which a table is not printed
+_LONG_TABLE = 100  #: rows, above which a table is not printed
 _LONG_CELL = 60  #: characters, above which a cell gets room on a phone
 
 
