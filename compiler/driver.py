@@ -21,6 +21,7 @@ from moevit.compiler.memory import BlockStore
 from moevit.compiler.parallel import one_blas_thread
 from moevit.compiler.partition import Plan, plan, stored
 from moevit.compiler.ptq.accuracy import Accuracy, accuracy, chosen, need_acceptable
+from moevit.compiler.ptq.mass import with_masses
 from moevit.compiler.ptq.sensitivity import Sensitivity, sensitivity
 from moevit.compiler.ptq.trial import Known
 from moevit.compiler.ptq.tune import Tuned, tune
@@ -128,11 +129,11 @@ def compile_model(
         sources.append(Source(name, Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()))
     prepared = prepare(graphs, data, progress=progress, seconds=seconds)
     found: dict[str, dict[str, Accuracy]] = {}
-    for name, graph in graphs.items():
+    for name in graphs:
         with _Clock(seconds, lambda step: None, "")("quantise"):
             quantised = prepared.quantised(name, config)
         with _Clock(seconds, progress, name if len(graphs) > 1 else "")("check"):
-            found[name] = accuracy(graph, prepared.stages[name], quantised, config, data[name])
+            found[name] = accuracy(prepared.graphs[name], prepared.stages[name], quantised, config, data[name])
     if not accept_accuracy:
         need_acceptable(found)
     routing = Routing(speculate, route_rows)
@@ -173,8 +174,12 @@ def compile_graphs(
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What of a compilation does not depend on the machine, by task: it serves all configurations."""
+    """What of a compilation does not depend on the machine, by task: it serves all configurations.
 
+    ``graphs`` are the models as they were read, with what a quantised one's probabilities add up to.
+    """
+
+    graphs: Mapping[str, Graph]
     stages: Mapping[str, Stages]
     ranges: Mapping[str, dict[str, Range]]
     _integers: dict[tuple[str, int], Quantised] = field(default_factory=dict, repr=False)
@@ -207,7 +212,8 @@ def prepare(
 ) -> Prepared:
     """The first half of :func:`compile_graphs`."""
     seconds = {} if seconds is None else seconds
-    graphs = {name: verify(legalise(graph), "legalise") for name, graph in graphs.items()}
+    models = {name: with_masses(graph, data[name]) for name, graph in graphs.items()}
+    graphs = {name: verify(legalise(graph), "legalise") for name, graph in models.items()}
     seen = {}
     for name, graph in graphs.items():
         with _Clock(seconds, progress, name if len(graphs) > 1 else "")("calibrate"):
@@ -219,7 +225,7 @@ def prepare(
     for name, graph in graphs.items():
         with _refusals_of(name), _Clock(seconds, progress, name if len(graphs) > 1 else "")("tune"):
             tuned[name] = tune(graph, seen[name], places(graph) if len(graphs) > 1 else {}, known)
-    return Prepared({n: t.stages for n, t in tuned.items()}, {n: t.ranges for n, t in tuned.items()})
+    return Prepared(models, {n: t.stages for n, t in tuned.items()}, {n: t.ranges for n, t in tuned.items()})
 
 
 @one_blas_thread

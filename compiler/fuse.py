@@ -251,8 +251,8 @@ class _Fuser:
         self._emit(
             AttentionStage(
                 name=op.name, x=op.q, key=op.k, value=op.v, output=op.output, source=op.source,
-                macs=self._macs([op]), heads=op.heads, head_dim=op.head_dim, scale=op.scale, row=triple.query,
-                rows=triple.queries, keys=triple.keys,
+                macs=self._macs([op]), heads=op.heads, head_dim=op.head_dim, scale=op.scale, mass=op.mass,
+                row=triple.query, rows=triple.queries, keys=triple.keys,
             ),
             [op],
         )  # fmt: skip

@@ -101,7 +101,9 @@ def _(op: Activation, x: Array) -> Array:
 @by_images
 def _(op: Attention, q: Array, k: Array, v: Array) -> Array:
     q, k, v = (t.reshape(*t.shape[:2], op.heads, op.head_dim).swapaxes(1, 2) for t in (q, k, v))
-    out = softmax((q * np.float32(op.scale)) @ k.swapaxes(-1, -2)) @ v
+    out = probabilities(op, q, k) @ v
+    if op.mass != 1:
+        out = out * np.float32(op.mass)
     return out.swapaxes(1, 2).reshape(out.shape[0], out.shape[2], -1)
 
 
@@ -113,6 +115,11 @@ def _(op: Add, a: Array, b: Array) -> Array:
 @evaluate.register
 def _(op: Rows, x: Array) -> Array:
     return x[:, op.start : op.start + op.count]
+
+
+def probabilities(op: Attention, q: Array, k: Array) -> Array:
+    """Of queries `(..., N, head_dim)` for keys `(..., M, head_dim)`: `(..., N, M)`."""
+    return softmax((q * np.float32(op.scale)) @ k.swapaxes(-1, -2))
 
 
 def softmax(x: NDArray[Any]) -> Array:

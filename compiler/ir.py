@@ -222,9 +222,11 @@ class Activation(Op):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attention(Op):
-    """Softmax attention, head by head: `softmax(q @ k.T * scale) @ v`.
+    """Softmax attention, head by head: `mass * softmax(q @ k.T * scale) @ v`.
 
     `q` is `(N, heads*head_dim)`, `k` and `v` are `(M, heads*head_dim)`, head-major; the output has q's shape.
+    `given_probabilities` is the format that a quantised model states of the softmax's result, and `mass` what a row of
+    these still adds up to; `ptq/mass.py` finds it.
     """
 
     OPERANDS: ClassVar[tuple[str, ...]] = ("q", "k", "v")
@@ -235,6 +237,8 @@ class Attention(Op):
     heads: int
     head_dim: int
     scale: float
+    mass: float = 1.0
+    given_probabilities: Given | None = None
 
     def infer(self, *shapes: Shape) -> Shape:
         width = self.heads * self.head_dim

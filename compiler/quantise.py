@@ -406,4 +406,4 @@ def _attention(s: AttentionStage, formats: dict[str, Format], ranges: dict[str, 
         _refuse(s, "Attention", reason, "scale the weights of its queries down")
     q, k, v, out = (formats[t].scale for t in (s.x, s.key, s.value, s.output))
     score = q * k * s.scale * math.log2(math.e) * (1 << softmax.SCORE_FRACTION)
-    return QuantisedAttention(s, _clipped_scale(score), _clipped_scale(v / out), formats[s.output])
+    return QuantisedAttention(s, _clipped_scale(score), _clipped_scale(s.mass * v / out), formats[s.output])

@@ -58,7 +58,7 @@ class AttentionStage(Stage):
     """Softmax attention of ``x`` (queries), ``key`` and ``value``.
 
     Queries are rows ``row`` to ``row + rows`` of ``x``, which has all rows that queries or keys are made of; the
-    first ``keys`` rows of ``key`` and ``value`` are seen.
+    first ``keys`` rows of ``key`` and ``value`` are seen. The result is multiplied by ``mass``.
     """
 
     row: int
@@ -69,6 +69,7 @@ class AttentionStage(Stage):
     heads: int
     head_dim: int
     scale: float
+    mass: float = 1.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

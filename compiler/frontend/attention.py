@@ -85,7 +85,7 @@ def context(tracer: "Tracer", node: Node, p: View, v: View) -> View:
             multiplier *= operand.mul
     q, k = (o.plain() if o.add == 0 else o for o in (q, k))
     origin = node.origin.joined(found.origin, softmax.origin)
-    out = attention(tracer.space, origin, q, k, values, heads=heads, scale=multiplier)
+    out = attention(tracer.space, origin, q, k, values, heads=heads, scale=multiplier, softmax=softmax)
     shaped = out.reshape(rows, heads, size).transpose(1, 0, 2).reshape(*p.shape[:-2], rows, size)
     return shaped.affine(mul=p.mul)
 
@@ -99,7 +99,9 @@ def _scores(tracer: "Tracer", x: View, v: View) -> tuple[View, Keys | None]:
         raise Unmapped(error.reason, error.way_out, operands=(*(read or (x,)), v)) from error
 
 
-def attention(space: Space, origin: Origin, q: View, k: View, v: View, *, heads: int, scale: float) -> View:
+def attention(
+    space: Space, origin: Origin, q: View, k: View, v: View, *, heads: int, scale: float, softmax: Softmax | None = None
+) -> View:
     """The value of an attention whose operands are in `(tokens, heads*head_dim)` form.
 
     The accelerator's scale is positive; any other is given to the queries.
@@ -108,8 +110,10 @@ def attention(space: Space, origin: Origin, q: View, k: View, v: View, *, heads:
         q, scale = q.affine(0.0 if scale == 0 else -1.0), -scale or 1.0
     size = q.shape[1] // heads
     return space.add(
-        Context(origin=origin, shape=q.shape, q=q, k=k, v=v, heads=heads, head_dim=size, scale=scale)
-    )
+        Context(
+            origin=origin, shape=q.shape, q=q, k=k, v=v, heads=heads, head_dim=size, scale=scale, softmax=softmax
+        )
+    )  # fmt: skip
 
 
 def attention_node(tracer: "Tracer", node: Node, inputs: Sequence[Any]) -> list[View | None]:

@@ -19,6 +19,7 @@ from moevit.compiler.frontend.space import (
     Affine,
     Floats,
     Pointwise,
+    Softmax,
     Source,
     Sum,
     Value,
@@ -44,10 +45,13 @@ class Formats:
         self.lowering = lowering
         self.by_value: dict[int, list[tuple[Elements, ir.Given]]] = {}
         self.by_origin: dict[str, ir.Given] = {}
+        self.by_softmax: dict[int, ir.Given] = {}
         for view, given in stated:
             owner = lowering.space.single(view)
             if isinstance(owner, Pointwise):
                 self.by_origin[owner.origin.name] = given
+            elif isinstance(owner, Softmax) and view.mul == 1 and view.add == 0:
+                self.by_softmax[owner.start] = given
             elements = self._settled(view)
             if elements is not None:
                 start = lowering.space.owners(elements.idx)[0].start
@@ -102,6 +106,11 @@ class Formats:
         own = self.of_value(value, np.arange(width), np.ones(width), np.zeros(width))
         return own or self.by_origin.get(value.origin.name)
 
+    def of_probabilities(self, tensor: str) -> ir.Given | None:
+        """The format of an attention's probabilities."""
+        softmax = self.lowering.softmaxes.get(tensor)
+        return None if softmax is None else self.by_softmax.get(softmax.start)
+
 
 def _unread(value: Value | None) -> bool:
     """Whether nothing was made of an elementwise value: it lies inside of something."""
@@ -138,6 +147,8 @@ def with_formats(
         op = replace(op, given=known.get(op.output))
         if isinstance(op, ir.MoE):
             op = replace(op, given_hidden=tuple(formats.of_active(a) for a in lowering.hidden[op.output]))
+        elif isinstance(op, ir.Attention):
+            op = replace(op, given_probabilities=formats.of_probabilities(op.output))
         return op
 
     inputs = {n: replace(i, given=formats.of_input(lowering.sources[n])) for n, i in lowering.inputs.items()}

@@ -78,6 +78,8 @@ class Lowering:
         Of tensors: name, value, columns, scale and offset by column, of what they show.
     hidden : dict of str to tuple of Active
         By mixture of experts, its experts' activations.
+    softmaxes : dict of str to Softmax
+        By attention, of which one it is, where nothing is added to what it gives.
     """
 
     def __init__(self, space: Space):
@@ -88,6 +90,7 @@ class Lowering:
         self.sources: dict[str, Source] = {}
         self.shown: list[tuple[str, Value, Addresses, Floats, Floats]] = []
         self.hidden: dict[str, tuple[Active, ...]] = {}
+        self.softmaxes: dict[str, Softmax] = {}
         self._made: dict[Any, str] = {}
         self._names: set[str] = set()
         self._visited: set[int] = set()
@@ -544,7 +547,7 @@ class Lowering:
         # The probabilities of a row add up to one, so scaling the values scales the result.
         v = self.operand(self._scaled(value.v, mul, add, origin), value.origin, "v")
         k, v = self._own(k, (q,)), self._own(v, (q, k))
-        return self._make(
+        tensor = self._make(
             None,
             ir.Attention,
             origin.name,
@@ -557,6 +560,9 @@ class Lowering:
             head_dim=value.head_dim,
             scale=float(value.scale),
         )
+        if value.softmax is not None and not add.any():
+            self.softmaxes[tensor] = value.softmax
+        return tensor
 
     def _own(self, tensor: str, others: tuple[str, ...]) -> str:
         """A linear layer's output; another such layer's where it is among the others: q, k and v lie apart."""

@@ -211,7 +211,7 @@ class Softmax(Value):
 
 @dataclass(eq=False, kw_only=True)
 class Context(Value):
-    """Attention: `(rows, heads*head_dim)` from q, k, v of that form."""
+    """Attention: `(rows, heads*head_dim)` from q, k, v of that form; of which softmax, if that is a node."""
 
     q: View
     k: View
@@ -219,6 +219,7 @@ class Context(Value):
     heads: int
     head_dim: int
     scale: float
+    softmax: Softmax | None = None
 
 
 @dataclass(eq=False, kw_only=True)

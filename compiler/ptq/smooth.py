@@ -49,6 +49,8 @@ def smooth(version: Version, accept: Accept = always) -> Version:
     """
     if version.graph.integer_weights or any(op.given is not None for op in version.graph):
         return version
+    if any(isinstance(op, Attention) and op.mass != 1 for op in version.graph):
+        return version
     for op in version.graph.ops:
         for of, kind, change in CHANGES:
             if isinstance(op, of):
