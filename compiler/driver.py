@@ -29,7 +29,7 @@ from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
 from moevit.compiler.verify import verify
 from moevit.config import AcceleratorConfig
-from moevit.errors import InputError, UnsupportedOpError
+from moevit.errors import BeyondRangeError, InputError, UnsupportedNode
 from moevit.pipeline import HostNode, host_parts, only_step
 from moevit.program import Program, Source
 
@@ -95,6 +95,8 @@ def compile_model(
 ) -> Compiled:
     """Compile one model per task into one program. What the machine cannot do of one is left to the host.
 
+    So is what it could do, but not with the values that come up on the calibration inputs.
+
     Parameters
     ----------
     models : task name to ONNX file
@@ -115,30 +117,55 @@ def compile_model(
     if not models:
         raise InputError("no model given")
     seconds: dict[str, float] = {}
-    plans: list[Plan] = []
-    graphs: dict[str, Graph] = {}
-    data: dict[str, Inputs] = {}
-    sources = []
-    for name, path in models.items():
-        with _Clock(seconds, progress, name if len(models) > 1 else "")("read"):
-            plans.append(plan(name, path, strict=strict, shapes=shapes))
-            graphs |= plans[-1].graphs
-        given = calibration(name, plans[-1].inputs)
-        with _Clock(seconds, lambda step: None, "")("calibrate"):
-            data |= plans[-1].data(given)
-        sources.append(Source(name, Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()))
-    prepared = prepare(graphs, data, progress=progress, seconds=seconds)
+    plans, data, prepared = _held(models, config, calibration, strict, shapes, progress, seconds)
+    sources = [Source(n, Path(p).name, hashlib.sha256(Path(p).read_bytes()).hexdigest()) for n, p in models.items()]
     found: dict[str, dict[str, Accuracy]] = {}
-    for name in graphs:
-        with _Clock(seconds, lambda step: None, "")("quantise"):
-            quantised = prepared.quantised(name, config)
-        with _Clock(seconds, progress, name if len(graphs) > 1 else "")("check"):
-            found[name] = accuracy(prepared.graphs[name], prepared.stages[name], quantised, config, data[name])
+    for name, graph in prepared.graphs.items():
+        quantised = prepared.quantised(name, config)
+        with _Clock(seconds, progress, name if len(data) > 1 else "")("check"):
+            found[name] = accuracy(graph, prepared.stages[name], quantised, config, data[name])
     if not accept_accuracy:
         need_acceptable(found)
     routing = Routing(speculate, route_rows)
     compiled = finish(prepared, config, tuple(sources), routing=routing, progress=progress, seconds=seconds)
     return replace(_with_host(compiled, plans), accuracy=found, data=data)
+
+
+def _held(
+    models: Mapping[str, Path], config: AcceleratorConfig,
+    calibration: Callable[[str, Mapping[str, tuple[int, ...]]], Inputs], strict: bool,
+    shapes: Mapping[str, Sequence[int]] | None, progress: Callable[[str], None], seconds: dict[str, float],
+) -> tuple[list[Plan], dict[str, Inputs], "Prepared"]:  # fmt: skip
+    """Who computes what of each model, the calibration inputs of each program, and what quantisation starts from.
+
+    Values that the machine does not hold show on the calibration data alone; their nodes become the host's then, and
+    all is done again.
+    """
+    beyond: dict[str, dict[str, UnsupportedNode]] = {name: {} for name in models}
+    given: dict[str, Inputs] = {}
+    while True:
+        plans = []
+        data: dict[str, Inputs] = {}
+        for name, path in models.items():
+            with _Clock(seconds, progress, name if len(models) > 1 else "")("read"):
+                plans.append(plan(name, path, strict=strict, shapes=shapes, beyond=beyond[name]))
+            if name not in given:
+                given[name] = calibration(name, plans[-1].inputs)
+            with _Clock(seconds, lambda step: None, "")("calibrate"):
+                data |= plans[-1].data(given[name])
+        graphs = {name: graph for p in plans for name, graph in p.graphs.items()}
+        try:
+            prepared = prepare(graphs, data, progress=progress, seconds=seconds)
+            for name in graphs:
+                with _Clock(seconds, lambda step: None, "")("quantise"):
+                    prepared.quantised(name, config)
+            return plans, data, prepared
+        except BeyondRangeError as error:
+            task = next(p.name for p in plans if error.task in p.graphs)
+            moved = {n: node for n, node in error.moved().items() if n not in beyond[task]}
+            if strict or not moved:
+                raise
+            beyond[task] |= moved  # the host's floats hold what the machine does not
 
 
 def _with_host(compiled: Compiled, plans: list[Plan]) -> Compiled:
@@ -198,8 +225,8 @@ def _refusals_of(task: str) -> Iterator[None]:
     """What cannot be quantised is named with its task."""
     try:
         yield
-    except UnsupportedOpError as error:
-        raise UnsupportedOpError(error.nodes, where=f"task {task!r}", mend=error.mend) from error
+    except BeyondRangeError as error:
+        raise error.of_task(task) from error
 
 
 @one_blas_thread

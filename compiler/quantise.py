@@ -10,9 +10,8 @@ that have 8 bits here too.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from moevit.compiler.ir import Given, MoE
 from moevit.compiler.ptq.grid import LOWEST, steps_of
 from moevit.compiler.stages import AttentionStage, EmbedStage, LinearStage, MoeStage, Stage, Stages
 from moevit.config import AcceleratorConfig
-from moevit.errors import UnsupportedNode, UnsupportedOpError
+from moevit.errors import BeyondRangeError, UnsupportedNode
 from moevit.layout import ceil_div
 from moevit.numerics import activation as act
 from moevit.numerics import layernorm, softmax
@@ -32,6 +31,9 @@ from moevit.numerics.route import LOGIT_FRACTION, SCORE_FRACTION, SCORE_WIDTH, R
 
 INT16_HEADROOM = 2.0  #: residual and output scales leave room for twice the calibrated peak
 WEIGHT_MAX = 127
+MID_LIMIT = 2.0 ** (MID_WIDTH - 1 - act.FRACTION)  #: of an activation's input
+SCORE_LIMIT = math.log(2) * 2.0 ** (softmax.SCORE_WIDTH - 1 - softmax.SCORE_FRACTION)  #: times the attention's scale
+LOGIT_LIMIT = math.log(2) * 2.0 ** (MID_WIDTH - 1 - LOGIT_FRACTION)  #: of a gate
 
 ACTIVATIONS = {"relu": Activation.RELU, "gelu": Activation.GELU, "gelu_tanh": Activation.GELU,
                "silu": Activation.SILU}  # fmt: skip
@@ -218,24 +220,27 @@ def quantise(
     """Quantise every stage for ``config`` (whose columns decide the padding of attention heads).
 
     With ``only``, the stages of these names alone; the formats are still those of all tensors.
+
+    Raises
+    ------
+    BeyondRangeError
+        Values inside of stages reach beyond what the machine holds. It has all of them.
     """
+    some = [s for s in stages.stages if only is None or s.name in only]
+    _need_held(stages, some, ranges)
     formats = choose_formats(stages, ranges)
     out: list[QuantisedStage] = []
     base: dict[str, NDArray[np.int64]] = {}
     kept = stages.graph.integer_weights
     heads = {s.output: (s.heads, s.head_dim) for s in stages.stages if isinstance(s, AttentionStage)}
-    for s in stages.stages:
-        if only is not None and s.name not in only:
-            continue
+    for s in some:
         if isinstance(s, AttentionStage):
-            out.append(_attention(s, formats, ranges))
+            out.append(_attention(s, formats))
         elif isinstance(s, EmbedStage):
             scale = formats[s.output].scale
             base[s.output] = saturate(np.round(s.base / scale), 16)
             out.append(_linear(s, formats[s.x], None, formats, None, config, kept))
         elif isinstance(s, LinearStage):
-            if s.activation:
-                _need_hidden(s, ranges[s.output])
             out.append(_linear(s, *_load_format(stages, s, formats, ranges), formats, heads.get(s.x), config, kept))
         elif isinstance(s, MoeStage):
             out.append(_moe(s, *_load_format(stages, s, formats, ranges), formats[s.output], ranges, config, kept))
@@ -342,17 +347,35 @@ def _integers(
     return q.astype(np.int8), q_bias.astype(np.int64), mult, shift
 
 
-def _refuse(s: Stage, op: str, reason: str, way_out: str) -> NoReturn:
-    name = ", ".join(s.source) or s.name
-    raise UnsupportedOpError([UnsupportedNode(name=name, op=op, reason=reason, way_out=way_out)])
+def _need_held(stages: Stages, some: Iterable[Stage], ranges: dict[str, Range]) -> None:
+    """Refuse what POST would saturate: an activation's input by more than clipping at a high percentile would, scores
+    of which then several would seem equally likely, and a gate's logits."""
+    problems: list[tuple[UnsupportedNode, tuple[str, ...]]] = []
 
+    def need(s: Stage, op: str, reach: float, limit: float, what: str, way_out: str, room: float = 1.0) -> None:
+        if reach > limit * room:
+            made = stages.graph.producer(s.moe.output if isinstance(s, MoeStage) else s.output)
+            reason = f"{what} {reach:.4g}; the machine holds {limit:.4g}"
+            name = ", ".join(s.source) or s.name
+            node = UnsupportedNode(name=name, op=op, reason=reason, way_out=way_out)
+            problems.append((node, made.source if made is not None else ()))
 
-def _need_hidden(s: LinearStage | MoeStage, hidden: Range) -> None:
-    """Refuse activations whose input POST would saturate by more than clipping at a high percentile would."""
-    limit = 2.0 ** (MID_WIDTH - 1 - act.FRACTION)
-    if hidden.high > 1.25 * limit:
-        reason = f"its activation reaches {hidden.high:.4g}; the machine holds {limit:g}"
-        _refuse(s, "Activation", reason, "scale the weights before it down, and those after it up")
+    def need_hidden(s: Stage, reach: float) -> None:
+        way_out = "scale the weights before it down, and those after it up"
+        need(s, "Activation", reach, MID_LIMIT, "its activation reaches", way_out, room=1.25)
+
+    for s in some:
+        if isinstance(s, LinearStage) and s.activation:
+            need_hidden(s, ranges[s.output].high)
+        elif isinstance(s, AttentionStage):
+            reach = ranges[f"{s.output}#scores"].high
+            need(s, "Attention", reach, SCORE_LIMIT, "its scores reach", "scale the weights of its queries down")
+        elif isinstance(s, MoeStage):
+            need_hidden(s, max(ranges[f"{s.moe.output}#hidden.{e}"].high for e in range(s.moe.experts)))
+            reach = ranges[f"{s.moe.output}#logits"].peak
+            need(s, "MoE", reach, LOGIT_LIMIT, "its gate's logits reach", "scale the gate's weights down")
+    if problems:
+        raise BeyondRangeError([node for node, _ in problems], [sources for _, sources in problems])
 
 
 def _moe(
@@ -371,20 +394,14 @@ def _moe(
         return QuantisedLinear(s, *integers, given.dtype == "int8", loads, kind, _second(kind, to), to, whole, whole)
 
     def expert(e: int) -> tuple[QuantisedLinear, QuantisedLinear]:
-        values = ranges[f"{op.output}#hidden.{e}"]
-        _need_hidden(s, values)
         given = given_hidden(op, e)
-        hidden = _one_sided(values) if given is None else _unsigned(given)
+        hidden = _one_sided(ranges[f"{op.output}#hidden.{e}"]) if given is None else _unsigned(given)
         return (
             matrix(op.up_weight[e], op.up_bias[e], seen, 2.0**-act.FRACTION, ACTIVATIONS[op.activation], hidden),
             matrix(op.down_weight[e], op.down_bias[e], hidden, output.scale, Activation.NONE, output),
         )
 
     step = math.log(2) * 2.0**-LOGIT_FRACTION
-    largest, limit = ranges[f"{op.output}#logits"].peak, step * (1 << (MID_WIDTH - 1))
-    if largest > limit:
-        reason = f"its gate's logits reach {largest:.4g}; the machine holds {limit:.4g}"
-        _refuse(s, "MoE", reason, "scale the gate's weights down")
     gate = matrix(op.gate_weight, op.gate_bias, seen, step, Activation.NONE, Format("int8", 1.0), norm)
     threshold = min(round(op.threshold * (1 << SCORE_FRACTION)), (1 << SCORE_WIDTH) - 1)
     experts = tuple(expert(e) for e in range(op.experts))
@@ -399,11 +416,7 @@ def _spread_input(weight: NDArray, heads: tuple[int, int] | None, config: Accele
     return _pad_heads(weight.T, count, head_dim, head_padding(head_dim, config)).T
 
 
-def _attention(s: AttentionStage, formats: dict[str, Format], ranges: dict[str, Range]) -> QuantisedAttention:
-    limit = math.log(2) * 2.0 ** (softmax.SCORE_WIDTH - 1 - softmax.SCORE_FRACTION)
-    if (largest := ranges[f"{s.output}#scores"].high) > limit:  # what saturates would seem equally likely
-        reason = f"its scores reach {largest:.4g}; the machine holds {limit:.4g}"
-        _refuse(s, "Attention", reason, "scale the weights of its queries down")
+def _attention(s: AttentionStage, formats: dict[str, Format]) -> QuantisedAttention:
     q, k, v, out = (formats[t].scale for t in (s.x, s.key, s.value, s.output))
     score = q * k * s.scale * math.log2(math.e) * (1 << softmax.SCORE_FRACTION)
     return QuantisedAttention(s, _clipped_scale(score), _clipped_scale(s.mass * v / out), formats[s.output])

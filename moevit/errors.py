@@ -6,7 +6,7 @@ for failed, 3 where all is written and a vendor's tool has to go on elsewhere.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 
@@ -177,6 +177,26 @@ class UnsupportedOpError(MoevitError):
         """As the base class, and the nodes one by one."""
         nodes = [{"name": n.name, "op": n.op, "reason": n.reason, "way_out": n.way_out} for n in self.nodes]
         return super().as_json() | {"nodes": nodes}
+
+
+class BeyondRangeError(UnsupportedOpError):
+    """Values reach beyond what the machine's arithmetic holds, on the calibration data; a host's float does.
+
+    `sources` are, for each of `nodes`, the model's nodes that compute these values, `task` is the program they are in.
+    """
+
+    def __init__(self, nodes: Sequence[UnsupportedNode], sources: Sequence[Sequence[str]], *, task: str = ""):
+        super().__init__(nodes, where=f"task {task!r}" if task else None)
+        self.sources = tuple(map(tuple, sources))
+        self.task = task
+
+    def of_task(self, task: str) -> "BeyondRangeError":
+        """The same with its program named."""
+        return BeyondRangeError(self.nodes, self.sources, task=task)
+
+    def moved(self) -> dict[str, UnsupportedNode]:
+        """Each of the model's nodes that compute these values, by name, and what is wrong with it."""
+        return {s: replace(n, name=s) for n, names in zip(self.nodes, self.sources, strict=True) for s in names}
 
 
 class HazardError(MoevitError):

@@ -215,15 +215,20 @@ def test_a_model_that_the_integers_do_not_hold_is_refused(tmp_path: Path) -> Non
     assert not target.parent.exists()
 
 
-def test_an_activation_that_saturates_is_refused_with_its_task_and_nodes(tmp_path: Path) -> None:
+def test_an_activation_that_saturates_is_the_hosts_or_refused_with_its_task_and_nodes(tmp_path: Path) -> None:
     model, target = onnx.load(MODEL), tmp_path / "out.moevit"
     (node,) = [n for n in model.graph.node if n.name == "node_MatMul_71"]
     (weight,) = [i for i in model.graph.initializer if i.name == node.input[1]]
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(3000), weight.name))
     onnx.save(model, tmp_path / "large.onnx")
-    result = compile_to(target, f"good={MODEL}", f"large={tmp_path / 'large.onnx'}")
+    tasks = f"good={MODEL}", f"large={tmp_path / 'large.onnx'}"
+    result = compile_to(target, *tasks, "--strict")
     error = refused(result, "task 'large'", "node_MatMul_71", "reaches", "the machine holds 256", "scale the weights")
-    assert error["type"] == "UnsupportedOpError" and not target.exists()
+    assert error["type"] == "BeyondRangeError" and not target.exists()
+    result = compile_to(target, *tasks)
+    assert result.exit_code == 0, result.output
+    (node,) = json.loads(result.stdout)["host_nodes"]
+    assert (node["task"], node["op"]) == ("large", "Gelu") and "the machine holds 256" in node["reason"]
 
 
 def test_a_refused_model_still_has_its_sensitivity_written(tmp_path: Path) -> None:

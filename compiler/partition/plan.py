@@ -19,7 +19,7 @@ from moevit.compiler.legalise import legalise
 from moevit.compiler.partition.flow import Flow, flow_of
 from moevit.compiler.partition.observe import Observer
 from moevit.compiler.partition.split import Split, split
-from moevit.errors import ModelError, UnsupportedOpError
+from moevit.errors import ModelError, UnsupportedNode, UnsupportedOpError
 from moevit.host import HostModel
 from moevit.pipeline import HOST, MACHINE, HostPart, Pipeline, Step, Value
 
@@ -55,7 +55,8 @@ class Plan:
 
 
 def plan(
-    name: str, path: str | PathLike[str], *, strict: bool = False, shapes: Mapping[str, Sequence[int]] | None = None
+    name: str, path: str | PathLike[str], *, strict: bool = False, shapes: Mapping[str, Sequence[int]] | None = None,
+    beyond: Mapping[str, UnsupportedNode] | None = None,
 ) -> Plan:  # fmt: skip
     """Read a model and decide who computes what of it.
 
@@ -65,6 +66,7 @@ def plan(
     path : the ONNX file
     strict : whether a node that the machine cannot do is an error
     shapes : whole shapes of inputs whose extents the model leaves open
+    beyond : nodes whose values the machine does not hold, by name: they are the host's
 
     Raises
     ------
@@ -81,8 +83,10 @@ def plan(
             raise
         refused = error
     else:
-        check_against_onnxruntime(path, graph, model=model if stripped.quantised else None)
-        return Plan(name, {i.name: i.model_shape for i in graph.inputs}, {name: graph})
+        if not beyond:
+            check_against_onnxruntime(path, graph, model=model if stripped.quantised else None)
+            return Plan(name, {i.name: i.model_shape for i in graph.inputs}, {name: graph})
+        refused = UnsupportedOpError(list(beyond.values()), where=where)
     noise = [node for node in refused.nodes if node.reason == NOISE]
     if noise:  # nothing can be compared with what differs from run to run
         raise UnsupportedOpError(noise, where=where)
@@ -93,7 +97,7 @@ def plan(
     if any(flow.values[n].dtype != "float32" for n in flow.inputs):
         raise refused
     try:
-        parts = split(flow, refused.nodes, stripped)
+        parts = split(flow, refused.nodes, stripped, beyond)
     except UnsupportedOpError as error:
         raise UnsupportedOpError(
             refused.nodes, where=where, mend="and nothing that is left is worth the accelerator's while"

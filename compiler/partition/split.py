@@ -48,7 +48,10 @@ class Split:
     macs: dict[str, int]  #: of each node
 
 
-def split(flow: Flow, refused: Iterable[UnsupportedNode] = (), formats: qdq.Stripped | None = None) -> Split:
+def split(
+    flow: Flow, refused: Iterable[UnsupportedNode] = (), formats: qdq.Stripped | None = None,
+    beyond: Mapping[str, UnsupportedNode] | None = None,
+) -> Split:  # fmt: skip
     """Split a model between host and machine.
 
     Parameters
@@ -57,13 +60,18 @@ def split(flow: Flow, refused: Iterable[UnsupportedNode] = (), formats: qdq.Stri
     refused : what the front end says of nodes in the whole of it; these reasons are kept, but for those of how another
         node arranges things
     formats : those that the model states of its tensors
+    beyond : nodes that the machine can do, but not with their values, by name
 
     Raises
     ------
     UnsupportedOpError : nothing is left for the machine; it holds every node that it refused
     ModelError : the front end cannot read a part
     """
-    return _Splitter(flow, {node.name: node for node in refused if node.way_out != LAYOUT}, formats).run()
+    splitter = _Splitter(flow, {node.name: node for node in refused if node.way_out != LAYOUT}, formats)
+    for node in flow.nodes:
+        for problem in (beyond[name] for name in owner_names(node) if beyond and name in beyond):
+            splitter.move([node], problem.reason, problem.way_out)
+    return splitter.run()
 
 
 class _Splitter:
@@ -98,7 +106,8 @@ class _Splitter:
         graphs = {i: self._lowered[p.key] for i, p in enumerate(parts) if not p.host}
         return Split(tuple(parts), graphs, host, self.macs)
 
-    def _move(self, nodes: Iterable[onnx.NodeProto], reason: str, way_out: str) -> None:
+    def move(self, nodes: Iterable[onnx.NodeProto], reason: str, way_out: str) -> None:
+        """Give nodes to the host, unless they are already."""
         for node in nodes:
             op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
             known = self.known.get(node.name)
@@ -111,7 +120,7 @@ class _Splitter:
             macs = sum(self.macs[n.name] for n in nodes)
             if macs < max(WORTH_MACS, WORTH_SHARE * self.total, WORTH_EACH * self._crossing(part, nodes)):
                 work = f"only {macs:,} multiply-accumulates" if macs else "no linear layer"
-                self._move(nodes, f"with the nodes around it there is {work} for the accelerator", _SMALL)
+                self.move(nodes, f"with the nodes around it there is {work} for the accelerator", _SMALL)
 
     def _crossing(self, part: Part, nodes: Sequence[onnx.NodeProto]) -> int:
         """Elements of a part's inputs and outputs that some of its nodes read and make."""
@@ -146,7 +155,7 @@ class _Splitter:
         for name in part.inputs:
             value = self.flow.values[name]
             if value.dtype != "float32" or not value.shape or value.size == 0:
-                self._move(self._readers(part, name), f"it reads '{name}', which is {value.dtype}", _SHAPE_WAY_OUT)
+                self.move(self._readers(part, name), f"it reads '{name}', which is {value.dtype}", _SHAPE_WAY_OUT)
                 moved = True
         return moved
 
@@ -157,7 +166,7 @@ class _Splitter:
         moved = False
         for output in graph.outputs:
             if output.tensor in given:
-                self._move(self._makers(part, output.name), "it only copies", _SMALL)
+                self.move(self._makers(part, output.name), "it only copies", _SMALL)
                 moved = True
         return moved
 
@@ -171,7 +180,7 @@ class _Splitter:
             made = {o.name for o in graph.outputs if o.tensor == op.output}
             last = bool(made) and not graph.consumers(op.output) and not made & set(self.flow.outputs)
             if (", ".join(op.source) or op.name) in names and (set(op.inputs) <= given or last):
-                self._move([owners[s] for s in op.source if s in owners], "there is no linear layer with it", _SMALL)
+                self.move([owners[s] for s in op.source if s in owners], "there is no linear layer with it", _SMALL)
         return len(self.host) > before
 
     def _move_last_norms(self, part: Part) -> None:
@@ -182,7 +191,7 @@ class _Splitter:
         for op in graph:
             if isinstance(op, ir.LayerNorm) and op.output in outputs and not graph.consumers(op.output):
                 nodes = [names[s] for s in op.source if s in names]
-                self._move(nodes, "only nodes of the host read this normalisation", _SMALL)
+                self.move(nodes, "only nodes of the host read this normalisation", _SMALL)
 
     def _arranges(self, node: onnx.NodeProto) -> bool:
         """Whether a node only rearranges one tensor, or adds or multiplies constants."""
@@ -252,10 +261,10 @@ class _Splitter:
         for p, nodes in moves:
             for node in nodes:
                 arranges = self._for_the_machine(part, node)
-                self._move([node], *((_ARRANGES, _SMALL) if arranges else (p.reason, p.way_out)))
+                self.move([node], *((_ARRANGES, _SMALL) if arranges else (p.reason, p.way_out)))
         if len(self.host) == before:
             first = problems[0]
-            self._move(part.nodes, f"with others it cannot be mapped: {first}", first.way_out)
+            self.move(part.nodes, f"with others it cannot be mapped: {first}", first.way_out)
 
 
 def _refused(graph: ir.Graph) -> list[UnsupportedNode]:

@@ -22,7 +22,9 @@ _HOST = """\
 
 Every node that the tables above do not cover, or that stands where they do not say, runs in onnxruntime: convolutions
 that overlap or are transposed, resizing, pooling, softmax and argmax of a result, recurrent layers, and all else that
-onnxruntime's CPU has. `moevit compile` lists each with the reason and a way out; with `--strict` they are refused.
+onnxruntime's CPU has. So do an activation whose input goes beyond 256 on the calibration data, an attention whose
+scores and a mixture of experts whose gate's logits go beyond 354.9: the machine's intermediate values end there.
+`moevit compile` lists each node with the reason and a way out; with `--strict` they are refused.
 For some operators the way out is a particular one:
 """
 
@@ -34,8 +36,6 @@ _REFUSED = """\
 | an extent that is dynamic, but for the batch | a program is for one shape: memory and order are fixed with it |
 | a batch of more than one | the machine takes one image at a time |
 | constants that are NaN or infinite, complex, or damaged | no result could be right |
-| activations beyond 256, attention scores or a gate's logits beyond 354.9, on the calibration data | the machine's \
-intermediate values end there; the answer would be wrong without a word |
 | operators that onnxruntime cannot run, or data that it refuses | there is nothing to compare with, and no host |
 | nodes that draw random numbers, as the noise of a gate that is exported in training mode | the answer differs from \
 run to run |

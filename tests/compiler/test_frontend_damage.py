@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graph_answers import cosines
 from onnx import TensorProto, numpy_helper
 from onnx_net import Net
 
 import moevit
 from moevit.compiler import ir
 from moevit.compiler.frontend import load
+from moevit.compiler.frontend.check import run_onnxruntime
 from moevit.errors import ModelError, UnsupportedOpError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -138,7 +140,7 @@ def test_attention_that_uses_a_matrix_twice(tmp_path: Path, first: str, second: 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-30, 2.0, 1e9])
 def test_attention_of_any_scale(tmp_path: Path, scale: float) -> None:
-    """Scores that POST would saturate are refused: of several such, each would seem the largest."""
+    """Scores that POST would saturate are the host's: of several such, each would seem the largest."""
     model = onnx.load(SPLIT)
     (value,) = [a.t for n in model.graph.node for a in n.attribute if a.name == "value" and _is_scale(a.t)] or [
         i for i in model.graph.initializer if _is_scale(i)
@@ -148,9 +150,11 @@ def test_attention_of_any_scale(tmp_path: Path, scale: float) -> None:
     data = feeds(SPLIT)
     if scale > 1000:
         with pytest.raises(UnsupportedOpError, match=r"scores reach .*; the machine holds 354.9"):
-            moevit.compile(path, "tiny", data)
-    else:
-        assert moevit.compile(path, "tiny", data).run(data, check=True).bit_exact
+            moevit.compile(path, "tiny", data, strict=True)
+    program = moevit.compile(path, "tiny", data)
+    assert program.run(data, check=True).bit_exact
+    nodes = [n for part in program.host_parts for n in part.nodes]
+    assert ("Softmax" in {n.op for n in nodes}) == (scale > 1000)
 
 
 def _is_scale(tensor: TensorProto) -> bool:
@@ -170,12 +174,20 @@ def test_a_bias_that_dwarfs_its_weights(tmp_path: Path) -> None:
     np.testing.assert_allclose(result.outputs["logits"], np.tile(bias, (4, 1)), atol=np.abs(bias).max() / 100)
 
 
-def test_an_activation_that_the_machine_would_clip_is_refused(tmp_path: Path) -> None:
+def test_an_activation_that_the_machine_would_clip_is_the_hosts(tmp_path: Path) -> None:
     model = onnx.load(GOOD)
     weight = next(i for i in model.graph.initializer if i.name == "blocks.0.fc1.weight")
     array = numpy_helper.to_array(weight)
     weight.CopyFrom(numpy_helper.from_array(array * np.float32(1000), weight.name))
+    path, data = saved(model, tmp_path / "m.onnx"), feeds(GOOD)
     with pytest.raises(UnsupportedOpError, match=r"activation reaches .*; the machine holds 256"):
-        moevit.compile(saved(model, tmp_path / "m.onnx"), "tiny", feeds(GOOD))
+        moevit.compile(path, "tiny", data, strict=True)
+    program = moevit.compile(path, "tiny", data)
+    nodes = [n for part in program.host_parts for n in part.nodes]
+    assert any("the machine holds 256" in n.reason for n in nodes)
+    assert {n.op for n in nodes} <= {"Erf", "Div", "Add", "Mul"}
+    result = program.run(data, check=True)
+    (got,), (want,) = result.outputs.values(), run_onnxruntime(path, data).values()
+    assert result.bit_exact and cosines(got, want).min() > 0.998
 
 

@@ -8,16 +8,25 @@ import numpy as np
 import onnx
 import partition_nets as nets
 import pytest
+from graph_answers import cosines
+from onnx.numpy_helper import from_array, to_array
 from onnx_net import Net
 
 from moevit.compiler import ir
+from moevit.compiler.driver import compile_model
+from moevit.compiler.frontend.check import run_onnxruntime
+from moevit.compiler.frontend.load import load
 from moevit.compiler.frontend.model import read
 from moevit.compiler.partition import Plan, plan
 from moevit.compiler.partition.cut import cut
 from moevit.compiler.partition.flow import flow_of
 from moevit.compiler.partition.macs import node_macs
+from moevit.config import CONFIGS
 from moevit.errors import ModelError, UnsupportedOpError
+from moevit.models.scenes import m3vit_path
 from moevit.pipeline import HOST, MACHINE
+from moevit.sim.inputs import from_arrays
+from moevit.sim.simulate import simulate
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 Build = Callable[[Path], Path]
@@ -255,3 +264,25 @@ def test_text_has_no_place_between_steps(tmp_path: Path) -> None:
     net.save(tmp_path / "m.onnx", net.op("Cast", y, to=onnx.TensorProto.FLOAT))
     with pytest.raises(UnsupportedOpError, match="Sin"):
         plan("main", tmp_path / "m.onnx")
+
+
+def test_a_mixture_whose_values_the_machine_does_not_hold(tmp_path: Path) -> None:
+    """That one is the host's, as a whole; the other two are not."""
+    shipped = m3vit_path("depth.onnx")
+    model = onnx.load(shipped)
+    gate = next(op for op in load(shipped) if isinstance(op, ir.MoE)).gate_weight
+    (weight,) = (t for t in model.graph.initializer if np.array_equal(to_array(t), gate.T))
+    weight.CopyFrom(from_array(to_array(weight) * np.float32(200), weight.name))
+    onnx.save(model, tmp_path / "m.onnx")
+    scenes = np.load(shipped.parent / "calib_scenes.npz")["images"][:4].astype(np.float32) / 255
+    compiled = compile_model({"main": tmp_path / "m.onnx"}, CONFIGS["tiny"], lambda task, shapes: {"image": scenes})
+    nodes = compiled.host_nodes["main"]
+    assert {"TopK", "Gelu", "MatMul"} <= {n.op for n in nodes} and sum(n.op == "TopK" for n in nodes) == 1
+    assert any("its gate's logits reach" in n.reason for n in nodes)
+    assert compiled.prepared is not None
+    graphs = [s.graph for s in compiled.prepared.stages.values()]
+    assert len(graphs) == 2 and sum(isinstance(op, ir.MoE) for g in graphs for op in g) == 2
+    inputs = from_arrays({"image": scenes.shape[1:]}, {"image": scenes[:2]})
+    (got,) = simulate(compiled.program, inputs, check=True).outputs.values()
+    (want,) = run_onnxruntime(tmp_path / "m.onnx", {"image": scenes[:2]}).values()
+    assert cosines(got, want).min() > 0.998
