@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnx.external_data_helper import uses_external_data
 
 from moevit.compiler.interpret import outputs, run
 from moevit.compiler.ir import Graph, Input, MoE
@@ -42,11 +43,23 @@ def run_onnxruntime(
         ]
     except Exception as error:  # onnxruntime's own exceptions have no common base
         text = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"onnxruntime cannot run it ({text})", where=str(path), mend="export it again"
-        ) from error
+        mend = "export it again" if model is not None else way_out(path)
+        raise ModelError(f"onnxruntime cannot run it ({text})", where=str(path), mend=mend) from error
     names = [o.name for o in session.get_outputs()]
     return {name: np.stack([np.asarray(r[i]) for r in rows]) for i, name in enumerate(names)}
+
+
+def way_out(path: str | PathLike[str]) -> str:
+    """What to do about a file that onnxruntime cannot run: of external data it reads no shapes, onnx does."""
+    try:
+        bare = onnx.load(path, load_external_data=False)
+        if any(uses_external_data(t) for t in bare.graph.initializer):
+            data = onnx.load(path).SerializeToString()
+            onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+            return f"save it with its weights inside: onnx.save(onnx.load({str(path)!r}), other_path)"
+    except Exception:  # then it is not that: neither library's exceptions have a common base
+        pass
+    return "export it again"
 
 
 def check_against_onnxruntime(

@@ -160,7 +160,11 @@ def run_onnx(model: Path, task: "Task | Pipeline", inputs: "Inputs", progress: A
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise ModelError(f"onnxruntime cannot load it: {_line(error)}", where=str(model)) from error
+        from moevit.compiler.frontend.check import way_out
+
+        raise ModelError(
+            f"onnxruntime cannot load it: {_line(error)}", where=str(model), mend=way_out(model)
+        ) from error
     entries = {entry.name: entry.shape for entry in session.get_inputs()}
     missing = {x.name for x in task.inputs} ^ set(entries)
     outputs = {y.name: y.shape for y in task.outputs}

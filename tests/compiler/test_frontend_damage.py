@@ -10,10 +10,12 @@ from onnx import TensorProto, numpy_helper
 from onnx_net import Net
 
 import moevit
+from moevit.cli.evaluate import run_onnx
 from moevit.compiler import ir
 from moevit.compiler.frontend import load
-from moevit.compiler.frontend.check import run_onnxruntime
+from moevit.compiler.frontend.check import run_onnxruntime, way_out
 from moevit.errors import ModelError, UnsupportedOpError
+from moevit.sim.inputs import from_arrays
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOOD = FIXTURES / "dynamo18_norm_mul_hand.onnx"
@@ -191,3 +193,26 @@ def test_an_activation_that_the_machine_would_clip_is_the_hosts(tmp_path: Path) 
     assert result.bit_exact and cosines(got, want).min() > 0.998
 
 
+def test_external_data_that_onnxruntime_does_not_load(tmp_path: Path) -> None:
+    """With shapes in it too. The way out that is named is one."""
+    path, other = tmp_path / "m.onnx", tmp_path / "whole.onnx"
+    onnx.save(onnx.load(SPLIT), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    said = "save it with its weights inside: onnx.save(onnx.load("
+    with pytest.raises(ModelError, match="onnxruntime cannot run it") as caught:
+        moevit.compile(path, "tiny", feeds(SPLIT))
+    assert said in str(caught.value.mend)
+    onnx.save(onnx.load(path), other)
+    program = moevit.compile(other, "tiny", feeds(SPLIT))
+    values = from_arrays({x.name: x.shape for x in program.pipeline().inputs}, feeds(SPLIT))
+    with pytest.raises(ModelError, match="onnxruntime cannot load it") as caught:
+        run_onnx(path, program.pipeline(), values, lambda n: None)
+    assert said in str(caught.value.mend)
+    assert run_onnx(other, program.pipeline(), values, lambda n: None)
+
+
+def test_what_onnxruntime_does_not_run_for_another_reason_is_not_blamed_on_external_data(tmp_path: Path) -> None:
+    """The model with its weights inside is no better."""
+    model, path = onnx.load(GOOD), tmp_path / "m.onnx"
+    model.graph.node[0].op_type = "Odd"
+    onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    assert way_out(path) == way_out(tmp_path / "nothing.onnx") == "export it again"
