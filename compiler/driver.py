@@ -19,7 +19,7 @@ from moevit.compiler.joint import join_calibrated, places
 from moevit.compiler.legalise import legalise
 from moevit.compiler.memory import BlockStore
 from moevit.compiler.parallel import one_blas_thread
-from moevit.compiler.partition import Plan, plan, stored
+from moevit.compiler.partition import Plan, plan, stored, unfit
 from moevit.compiler.ptq.accuracy import Accuracy, accuracy, chosen, need_acceptable
 from moevit.compiler.ptq.mass import with_masses
 from moevit.compiler.ptq.sensitivity import Sensitivity, sensitivity
@@ -29,9 +29,9 @@ from moevit.compiler.quantise import Quantised, quantise
 from moevit.compiler.stages import Stages
 from moevit.compiler.verify import verify
 from moevit.config import AcceleratorConfig
-from moevit.errors import BeyondRangeError, InputError, UnsupportedNode
+from moevit.errors import AllocationError, BeyondRangeError, InputError, UnsupportedNode, UnsupportedOpError
 from moevit.pipeline import HostNode, host_parts, only_step
-from moevit.program import Program, Source
+from moevit.program import Program, Source, Task
 
 Inputs = Mapping[str, NDArray]
 
@@ -95,7 +95,8 @@ def compile_model(
 ) -> Compiled:
     """Compile one model per task into one program. What the machine cannot do of one is left to the host.
 
-    So is what it could do, but not with the values that come up on the calibration inputs.
+    So is what it could do, but not with the values that come up on the calibration inputs; and, of a model that is
+    split anyway, what does not fit ``config``, as long as another part does.
 
     Parameters
     ----------
@@ -117,7 +118,8 @@ def compile_model(
     if not models:
         raise InputError("no model given")
     seconds: dict[str, float] = {}
-    plans, data, prepared = _held(models, config, calibration, strict, shapes, progress, seconds)
+    routing = Routing(speculate, route_rows)
+    plans, data, prepared, emitted = _held(models, config, calibration, routing, strict, shapes, progress, seconds)
     sources = [Source(n, Path(p).name, hashlib.sha256(Path(p).read_bytes()).hexdigest()) for n, p in models.items()]
     found: dict[str, dict[str, Accuracy]] = {}
     for name, graph in prepared.graphs.items():
@@ -126,29 +128,35 @@ def compile_model(
             found[name] = accuracy(graph, prepared.stages[name], quantised, config, data[name])
     if not accept_accuracy:
         need_acceptable(found)
-    routing = Routing(speculate, route_rows)
-    compiled = finish(prepared, config, tuple(sources), routing=routing, progress=progress, seconds=seconds)
+    compiled = _finished(emitted, prepared, config, tuple(sources), True, progress, seconds)
     return replace(_with_host(compiled, plans), accuracy=found, data=data)
 
 
 def _held(
     models: Mapping[str, Path], config: AcceleratorConfig,
-    calibration: Callable[[str, Mapping[str, tuple[int, ...]]], Inputs], strict: bool,
+    calibration: Callable[[str, Mapping[str, tuple[int, ...]]], Inputs], routing: Routing, strict: bool,
     shapes: Mapping[str, Sequence[int]] | None, progress: Callable[[str], None], seconds: dict[str, float],
-) -> tuple[list[Plan], dict[str, Inputs], "Prepared"]:  # fmt: skip
-    """Who computes what of each model, the calibration inputs of each program, and what quantisation starts from.
+) -> tuple[list[Plan], dict[str, Inputs], "Prepared", "_Emitted"]:  # fmt: skip
+    """Who computes what of each model, the calibration inputs of each program, what quantisation starts from, and the
+    programs.
 
-    Values that the machine does not hold show on the calibration data alone; their nodes become the host's then, and
-    all is done again.
+    Values that the machine does not hold show on the calibration data alone, and what its memories do not hold when
+    programs are made; their nodes become the host's then, and all is done again.
     """
     beyond: dict[str, dict[str, UnsupportedNode]] = {name: {} for name in models}
     given: dict[str, Inputs] = {}
+    first: dict[str, AllocationError] = {}  # by model
     while True:
         plans = []
         data: dict[str, Inputs] = {}
         for name, path in models.items():
             with _Clock(seconds, progress, name if len(models) > 1 else "")("read"):
-                plans.append(plan(name, path, strict=strict, shapes=shapes, beyond=beyond[name]))
+                try:
+                    plans.append(plan(name, path, strict=strict, shapes=shapes, beyond=beyond[name]))
+                except UnsupportedOpError as error:
+                    if name in first:  # nothing is left that fits
+                        raise first[name] from error
+                    raise
             if name not in given:
                 given[name] = calibration(name, plans[-1].inputs)
             with _Clock(seconds, lambda step: None, "")("calibrate"):
@@ -159,13 +167,24 @@ def _held(
             for name in graphs:
                 with _Clock(seconds, lambda step: None, "")("quantise"):
                     prepared.quantised(name, config)
-            return plans, data, prepared
         except BeyondRangeError as error:
             task = next(p.name for p in plans if error.task in p.graphs)
             moved = {n: node for n, node in error.moved().items() if n not in beyond[task]}
             if strict or not moved:
                 raise
             beyond[task] |= moved  # the host's floats hold what the machine does not
+            continue
+        refused: dict[str, AllocationError] = {}
+        emitted = _emit(prepared, config, routing, progress, seconds, refused)
+        if not refused:
+            return plans, data, prepared, emitted
+        for p in plans:
+            for name, too_large in refused.items():
+                if name in p.graphs:
+                    if strict or len(p.graphs) == 1:  # a model that does not fit should be told so
+                        raise too_large
+                    first.setdefault(p.name, too_large)
+                    beyond[p.name] |= unfit(p.nodes[name], too_large)
 
 
 def _with_host(compiled: Compiled, plans: list[Plan]) -> Compiled:
@@ -271,6 +290,24 @@ def finish(
     Without ``prove`` the hazard checker does not run: for a program that is only timed.
     """
     seconds = {} if seconds is None else seconds
+    emitted = _emit(prepared, config, routing, progress, seconds)
+    return _finished(emitted, prepared, config, sources, prove, progress, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class _Emitted:
+    """Programs of all tasks; ``peak`` in words of activation memory."""
+
+    tasks: tuple[Task, ...]
+    blocks: BlockStore
+    peak: int
+
+
+def _emit(
+    prepared: Prepared, config: AcceleratorConfig, routing: Routing | None, progress: Callable[[str], None],
+    seconds: dict[str, float], refused: dict[str, AllocationError] | None = None,
+) -> _Emitted:  # fmt: skip
+    """Programs of the tasks. With ``refused``, all tasks are tried, and why one does not fit is put there, by name."""
     stages = prepared.stages
     clocks = {name: _Clock(seconds, progress, name if len(stages) > 1 else "") for name in stages}
     blocks = BlockStore()
@@ -279,16 +316,30 @@ def finish(
         with clock("quantise"):
             quantised = prepared.quantised(name, config)
         with clock("emit"):
-            emitter = Emitter(name, stages[name], quantised, config, blocks, routing)
-            tasks.append(emitter.run())
-            peak = max(peak, emitter.peak)
-    program = Program(config, tuple(tasks), sources, bytes(blocks.data), blocks.shared)
+            try:
+                emitter = Emitter(name, stages[name], quantised, config, blocks, routing)
+                tasks.append(emitter.run())
+                peak = max(peak, emitter.peak)
+            except AllocationError as error:
+                if refused is None:
+                    raise
+                refused[name] = error
+    return _Emitted(tuple(tasks), blocks, peak)
+
+
+def _finished(
+    emitted: _Emitted, prepared: Prepared, config: AcceleratorConfig, sources: tuple[Source, ...], prove: bool,
+    progress: Callable[[str], None], seconds: dict[str, float],
+) -> Compiled:  # fmt: skip
+    """The programs as one, proved if that is wanted."""
+    tasks, blocks = emitted.tasks, emitted.blocks
+    program = Program(config, tasks, sources, bytes(blocks.data), blocks.shared)
     with _Clock(seconds, progress, "")("hazards"):
         for task in tasks if prove else ():
             check_program(program, task)
     instructions = sum(t.instructions for t in tasks)
     return Compiled(
-        program, instructions, len(program.image) - 64 * instructions, blocks.shared, peak * config.columns,
+        program, instructions, len(program.image) - 64 * instructions, blocks.shared, emitted.peak * config.columns,
         sum(t.macs for t in tasks), seconds, prepared=prepared,
     )  # fmt: skip
 

@@ -59,7 +59,19 @@ class EncodingError(MoevitError):
 
 
 class AllocationError(MoevitError):
-    """A program needs more of a memory than the configuration has."""
+    """A program needs more of a memory than the configuration has.
+
+    Parameters
+    ----------
+    what, where, mend : str
+        As in the base class.
+    nodes : sequence of str
+        Names of the model's nodes that need it; empty where that is the program as a whole.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None, nodes: Sequence[str] = ()):
+        self.nodes = tuple(nodes)
+        super().__init__(what, where=where, mend=mend)
 
 
 class AccuracyError(MoevitError):

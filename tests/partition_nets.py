@@ -216,3 +216,21 @@ def nothing(path: Path) -> Path:
     """Nodes of which the machine can do none."""
     net = Vit()
     return net.save(path, net.op("Sigmoid", net.op("MaxPool", "x", kernel_shape=[2, 2])))
+
+
+def wide(path: Path, width: int = 512) -> Path:
+    """Two blocks, and between them two layers with many channels between them, which pass through sines."""
+    net = Vit()
+    x = net.op("Sin", net.block(net.embed()))
+    y = net.op("Sin", net.dense(x, WIDTH, width))
+    x = net.op("Add", x, net.op("Sin", net.dense(y, width, WIDTH)))
+    return net.save(path, net.head(net.block(x)))
+
+
+def large(path: Path, width: int = 512) -> Path:
+    """As a pyramid begins: rows with many channels, until a layer reduces them in the middle of a part."""
+    net = Vit()
+    x = net.dense(net.block(net.embed()), WIDTH, width)
+    x = net.op("Add", x, net.dense(net.op("Relu", net.dense(x, width, WIDTH)), WIDTH, width))
+    x = net.block(net.dense(x, width, WIDTH))
+    return net.save(path, net.head(net.block(net.op("Sin", x))))

@@ -41,11 +41,12 @@ class Emitter:
     ) -> None:  # fmt: skip
         self.name, self.stages, self.quantised, self.config = name, stages, quantised, config
         self.routing = routing or Routing()
-        ring_words = config.operand_words - self._attention_words()
+        words, nodes = self._attention_words()
+        ring_words = config.operand_words - words
         if ring_words < 2:
             raise AllocationError(
-                f"K and V need {self._attention_words()} of {config.operand_words} operand words",
-                where=f"task {name!r}", mend="use a configuration with a larger operand_words",
+                f"K and V need {words} of {config.operand_words} operand words", where=f"task {name!r}", nodes=nodes,
+                mend="use a configuration with a larger operand_words, or fewer tokens",
             )  # fmt: skip
         self.draft = Draft(config, ring_words, blocks)
         self.inputs, self.input_bytes = place_inputs(stages.graph.inputs, quantised.formats, config)
@@ -60,7 +61,7 @@ class Emitter:
     def run(self) -> Task:
         """Emit everything and append the program to the image."""
         last_use = self._last_uses()
-        bring_rows(self.draft, self.inputs.values())
+        self._bring_rows()
         index = 0
         while index < len(self.quantised.stages):
             try:
@@ -69,7 +70,10 @@ class Emitter:
                     self._whole(index, last_use)
                     done = 1
             except AllocationError as error:
-                raise AllocationError(error.what, where=error.where or self._place(index), mend=error.mend) from error
+                nodes = tuple(dict.fromkeys(self.quantised.stages[index].stage.source))
+                raise AllocationError(
+                    error.what, where=error.where or self._place(index), mend=error.mend, nodes=nodes
+                ) from error
             self._free(t for t, last in last_use.items() if index <= last < index + done)
             index += done
         outputs = self._outputs()
@@ -78,6 +82,16 @@ class Emitter:
             self.name, entry, count, tuple(self.inputs.values()), outputs, self.input_bytes, self.output_bytes, tensors,
             layers,
         )  # fmt: skip
+
+    def _bring_rows(self) -> None:
+        """Bring inputs that are rows; where they have no place, what reads inputs needs it."""
+        try:
+            bring_rows(self.draft, self.inputs.values())
+        except AllocationError as error:
+            readers = [q.stage for q in self.quantised.stages if set(reads(q.stage)) & set(self.inputs)]
+            nodes = tuple(dict.fromkeys(node for stage in readers for node in stage.source))
+            where = f"task {self.name!r}"
+            raise AllocationError(error.what, where=where, mend=error.mend, nodes=nodes) from error
 
     def _place(self, index: int) -> str:
         """Which stage that is: its task, and what it is made of in the model."""
@@ -109,12 +123,16 @@ class Emitter:
             for p in self.draft.places.values()
         )
 
-    def _attention_words(self) -> int:
+    def _attention_words(self) -> tuple[int, tuple[str, ...]]:
+        """Of operand memory, that K and V take at most, and the nodes that make these."""
         most = 0
+        nodes: tuple[str, ...] = ()
         for q in self.quantised.stages:
             if isinstance(q, QuantisedLinear) and isinstance(q.stage, LinearStage) and q.stage.heads:
-                most = max(most, sum(self._key_value_words(q.stage)))
-        return most
+                words = sum(self._key_value_words(q.stage))
+                if words > most:
+                    most, nodes = words, q.stage.source
+        return most, nodes
 
     def _key_value_words(self, s: LinearStage) -> tuple[int, int]:
         c = self.config

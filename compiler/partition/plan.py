@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from moevit.compiler import ir
@@ -37,6 +38,7 @@ class Plan:
     pipeline : None where the machine does all
     hosts : the host's parts, which do not lie anywhere yet, and their ONNX models
     flow : the model as it was split, if it was
+    nodes : of the model, by the names of the programs, if it was split
     """
 
     name: str
@@ -45,6 +47,7 @@ class Plan:
     pipeline: Pipeline | None = None
     hosts: tuple[tuple[HostPart, bytes], ...] = ()
     flow: Flow | None = None
+    nodes: Mapping[str, tuple[onnx.NodeProto, ...]] = field(default_factory=dict)
 
     def data(self, inputs: Arrays) -> dict[str, Arrays]:
         """By program: its inputs [B, ...] for inputs [B, ...] of the model."""
@@ -66,7 +69,7 @@ def plan(
     path : the ONNX file
     strict : whether a node that the machine cannot do is an error
     shapes : whole shapes of inputs whose extents the model leaves open
-    beyond : nodes whose values the machine does not hold, by name: they are the host's
+    beyond : nodes whose values the machine does not hold, or which do not fit it, by name: they are the host's
 
     Raises
     ------
@@ -110,11 +113,13 @@ def plan(
 def _assemble(name: str, flow: Flow, parts: Split) -> Plan:
     machine, host = [i for i, p in enumerate(parts.parts) if not p.host], 0
     graphs: dict[str, ir.Graph] = {}
+    nodes: dict[str, tuple[onnx.NodeProto, ...]] = {}
     hosts, steps = [], []
     for i, part in enumerate(parts.parts):
         if not part.host:
             step = name if len(machine) == 1 else f"{name}#{len(graphs) + 1}"
             graphs[step] = parts.graphs[i]
+            nodes[step] = part.nodes
             steps.append(Step(MACHINE, step))
             continue
         host += 1
@@ -133,7 +138,7 @@ def _assemble(name: str, flow: Flow, parts: Split) -> Plan:
         steps.append(Step(HOST, entry.name))
     inputs, outputs = (tuple(_without_batch(flow.values[n]) for n in ends) for ends in (flow.inputs, flow.outputs))
     pipeline = Pipeline(name, inputs, outputs, tuple(steps))
-    return Plan(name, {v.name: v.shape for v in inputs}, graphs, pipeline, tuple(hosts), flow)
+    return Plan(name, {v.name: v.shape for v in inputs}, graphs, pipeline, tuple(hosts), flow, nodes)
 
 
 def _without_batch(value: Value) -> Value:

@@ -60,14 +60,15 @@ def split(
     refused : what the front end says of nodes in the whole of it; these reasons are kept, but for those of how another
         node arranges things
     formats : those that the model states of its tensors
-    beyond : nodes that the machine can do, but not with their values, by name
+    beyond : nodes that the machine can do, but not with their values or its memories, by name
 
     Raises
     ------
     UnsupportedOpError : nothing is left for the machine; it holds every node that it refused
     ModelError : the front end cannot read a part
     """
-    splitter = _Splitter(flow, {node.name: node for node in refused if node.way_out != LAYOUT}, formats)
+    known = {node.name: node for node in refused if node.way_out != LAYOUT}
+    splitter = _Splitter(flow, known | dict(beyond or {}), formats)
     for node in flow.nodes:
         for problem in (beyond[name] for name in owner_names(node) if beyond and name in beyond):
             splitter.move([node], problem.reason, problem.way_out)
