@@ -1,28 +1,35 @@
 """The DRAM model of the rtl back-end, burst by burst."""
 
 from collections import deque
-from math import inf
 
 from moevit.config import AcceleratorConfig
 from moevit.sim.cycle import units
 from moevit.sim.dram import DramModel
 
 ENDED = 2  # AxiReadBus: from the cycle after a burst's last beat to an arvalid, when all that may be are outstanding
+EPSILON = 1e-6  # beats, or cycles: what rounding leaves
 
 
 class Port:
-    """One or several ports that all do the same at the same time; ``outstanding`` bursts of each are on their way."""
+    """One or several ports that all do the same at the same time; ``outstanding`` bursts of each are on their way.
+
+    ``free`` is the cycle after its last beat. Its bursts so far were laid out with each other port's up to ``counted``
+    in mind.
+    """
 
     def __init__(self, ports: int, outstanding: int) -> None:
         self.ports = ports
-        self.free = 0.0  # the cycle after its last beat
+        self.free = 0.0
         self.ends = deque([-ENDED] * outstanding, maxlen=outstanding)
+        self.others: list[Port] = []
+        self.counted: dict[Port, float] = {}
 
 
 class Dram:
     """What the ports have of the bandwidth: as much as they take, or equal shares of it.
 
-    Bursts are asked for as they are raised. Those that are asked for later do not slow those that were before.
+    Bursts are asked for as they are raised, and when each ends is said at once. What another port takes that asks later
+    is made up for by the bursts that follow, so that all together never have more than there is.
 
     Parameters
     ----------
@@ -42,9 +49,12 @@ class Dram:
         self.writes = Port(1, 1)
         self.paced_from, self.paced_until = 0.0, 0.0
         self._turns = config.weight_ports * units.PACE_CYCLES
-        self._in_turn = min(config.weight_ports, units.BURST_BEATS / units.PACE_CYCLES)  # that read at the same time
-        self._all = (self.weights, self.shared, self.writes)
-        self._ports = sum(port.ports for port in self._all)
+        self._turn = units.BURST_BEATS / self._turns  # beats a cycle of a weight port that takes turns
+        every = (self.weights, self.shared, self.writes)
+        for port in every:
+            port.others = [other for other in every if other is not port]
+            port.counted = dict.fromkeys(port.others, 0.0)
+        self._ports = sum(port.ports for port in every)
         self._beats = dram.bytes_per_cycle / config.axi_bytes  # of all ports, in a cycle
 
     def turn(self, time: int) -> int:
@@ -69,25 +79,47 @@ class Dram:
         return self.writes.free
 
     def _end(self, port: Port, due: int, start: float, beats: int) -> float:
-        """The cycle after the last of so many beats from ``start`` on, which could have come in cycle ``due``."""
+        """The cycle after the last of so many beats from ``start`` on, which could have come in cycle ``due``.
+
+        From ``start`` to the end, in stretches in which the same ports read or write.
+        """
         if self._beats >= self._ports:
             return start + beats
         left = float(beats)
-        weights = self._in_turn if due < self.paced_until else self.weights.ports
+        paced = due < self.paced_until
         while True:
-            taken, until = weights if port is self.weights else port.ports, inf
-            for other in self._all:
-                if other is port:
-                    continue
-                # One that has more to bring than it can by now is taken to go on like that.
-                ports = weights if other is self.weights else other.ports
-                if other.free > due + units.BURST_BEATS:
-                    taken += ports
-                elif other.free > start:
-                    taken += ports
-                    until = min(until, other.free)
-            rate = min(1.0, self._beats / taken)
-            if left <= (until - start) * rate:
-                return start + left / rate
-            left -= (until - start) * rate
-            start = until
+            others = [other for other in port.others if other.free > start + EPSILON]
+            rate = self._rate(port, others, paced)
+            stop = start + left / rate
+            if not others:
+                return stop
+            slower: list[tuple[Port, float]] = []  # those that had not known of this port, and what they lose
+            for other in others:
+                counted, free = other.counted[port], other.free
+                if counted <= start:
+                    slow = 1 - rate / self._rate(other, [p for p in others if p is not other], paced)
+                    slower.append((other, slow))
+                    free = start + (free - start) / (1 - slow)
+                elif counted < free:
+                    free = counted
+                stop = min(stop, free)
+            for other, slow in slower:
+                other.free += (stop - start) * slow
+            for other in others:
+                port.counted[other] = stop
+            left -= (stop - start) * rate
+            start = stop
+            if left < EPSILON:
+                return start
+
+    def _rate(self, port: Port, others: list[Port], paced: bool) -> float:
+        """Beats a cycle of each of these ports, when all want some: those that want less than an equal share leave the
+        rest to the others."""
+        ports = port.ports
+        for other in others:
+            ports += other.ports
+        share = self._beats / ports
+        if paced and self._turn < share and (port is self.weights or self.weights in others):
+            ports -= self.weights.ports
+            share = (self._beats - self.weights.ports * self._turn) / ports if ports else 1.0
+        return share if share < 1 else 1.0
