@@ -3,13 +3,13 @@
 What they wait for of each other lies before in the order of the program, so one process follows all three.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moevit.config import AcceleratorConfig
 from moevit.isa import Attention, Linear, NormMode
 from moevit.sim.cycle import units
+from moevit.sim.cycle.activation import ActivationMemory
 from moevit.sim.cycle.front import Queue, Retirement
 from moevit.sim.cycle.kernel import Kernel, Process, Step
 from moevit.sim.cycle.route import Route
@@ -44,10 +44,10 @@ class Compute:
 
     def __init__(
         self, kernel: Kernel, config: AcceleratorConfig, queue: Queue, works: Sequence[Work], retirement: Retirement,
-        streamer: Streamer,
+        streamer: Streamer, memory: ActivationMemory,
     ) -> None:  # fmt: skip
         self._kernel, self._config, self._queue, self._works = kernel, config, queue, works
-        self._retirement, self._streamer = retirement, streamer
+        self._retirement, self._streamer, self._memory = retirement, streamer, memory
         self._latencies = units.Latencies.of(config)
         self._route = Route(config, self._latencies)
         # loader
@@ -63,7 +63,6 @@ class Compute:
         self._tail = 0  # weight words freed
         # POST
         self._retired: list[int] = []
-        self._residuals: deque[tuple[int, int, int, int]] = deque()  # see _read
         self._pending_brought = 0
         self.waits = {
             "load": {"busy": 0, "dependency": 0, "tile": 0, "norm": 0, "scores": 0, "queue": 0},
@@ -114,43 +113,22 @@ class Compute:
     # -- the loader -----------------------------------------------------------------------------------------------
 
     def _read(self, start: int, count: int) -> int:
-        """The cycle of the last of ``count`` reads of activation memory, in cycles that POST leaves.
+        """The cycle of the last of ``count`` reads in cycles that POST leaves, which reads residuals first."""
+        reads = self._memory.reads
+        last = reads.post.last(start, count)
+        reads.load.add(start, 1, 1, last + 1)
+        return last
 
-        POST reads residuals first. Each of ``_residuals`` is (first cycle, reads, period, end): so many reads in a
-        row at the beginning of each period. Nobody asks for what is before ``start`` again.
+    def _keep(self, second: int, size: int) -> int:
+        """The cycle in which the last of so many kept words is written, in cycles that POST leaves.
+
+        ``second`` is the cycle after they have left the row buffer.
         """
-        residuals = self._residuals
-        while residuals and residuals[0][3] <= start:
-            residuals.popleft()
-        for first, busy, period, end in residuals:
-            if start + count <= first:
-                break
-            if start < first:
-                count -= first - start
-                start = first
-            if start >= end:
-                continue
-            if busy == period:
-                start = end
-                continue
-            at = (start - first) % period
-            start += max(0, busy - at)
-            if start >= end:
-                continue
-            open_ = period - max(busy, at)  # cycles until the next period
-            if count > open_:
-                whole, rest = divmod(count - open_, period - busy)
-                if rest == 0:
-                    whole, rest = whole - 1, period - busy
-                last = start + open_ + whole * period + busy + rest - 1
-            else:
-                last = start + count - 1
-            if last < end:
-                return last
-            periods = (end - start - open_) // period
-            count -= open_ + periods * (period - busy)
-            start = end
-        return start + count - 1
+        writes = self._memory.writes
+        first = second + units.NORMALISE_LATENCY + 1 + units.KEEP_LATENCY - (size - 1)
+        last = writes.post.last(first, size)
+        writes.load.add(first, 1, 1, last + 1)
+        return last
 
     def _norm(self, linear: Linear, start: int) -> Step:
         """Waits for LayerNorm parameters; the cycle in which tiles may start."""
@@ -244,6 +222,9 @@ class Compute:
         tail, total = self._tail, tiles * steps
         spacing = max(full, key_groups)
         residual = 1 + latencies.row_delay + units.RESIDUAL_LATENCY if linear.residual else 0
+        reads, residuals, results = self._memory.reads.load, self._memory.reads.post, self._memory.writes.post
+        write = 1 + latencies.row_delay + units.POST_LATENCY
+        stored = 0 if linear.route else min(tiles, linear.key_tile)  # column tiles of what goes to this memory
         load, drained, issued = self._load, self._drained, self._issued
         done = 0
         for tile in range(count):
@@ -254,11 +235,16 @@ class Compute:
             if wide:
                 if tile >= units.MAX_TILES:
                     reading = max(reading, fills[tile - units.MAX_TILES] + 1)
-                read = self._read(reading + 1, size) if self._residuals else reading + size
+                read = self._read(reading + 1, size)
                 before = tile * full * words + size - latencies.row_buffer
                 if before > 0:
                     at = before // (full * words)
-                    read = max(read, left[at][1] - (left[at][0] - before) + 2)
+                    room = left[at][1] - (left[at][0] - before) + 2
+                    if room > read:  # the last of them, as those of that tile leave
+                        some = min(size, before - at * full * words)
+                        reads.those[-1] = (reading + 1, 1, 1, read + 1 - some)
+                        reads.add(room + 1 - some, 1, 1, room + 1)
+                        read = room
                 begin = max(reading + words + statistics, second)
                 if buffer > begin:
                     waits["load"]["tile"] += buffer - begin
@@ -267,16 +253,21 @@ class Compute:
                 left.append((tile * full * words + size, second))
                 filled = second + units.NORMALISE_LATENCY + 1
                 if linear.keep:
-                    filled += units.KEEP_LATENCY + 1
+                    kept = self._keep(second, size)
+                    if size > units.KEEP_DEPTH:  # no word may enter while so many are to be written
+                        second = max(second, kept - units.KEEP_DEPTH + 1)
+                    filled = kept + 1
                 reading = read + 1
             else:
                 if buffer > reading:
                     waits["load"]["tile"] += buffer - reading
                     reading = buffer
-                read = self._read(reading + 1, size) if self._residuals else reading + size
+                read = self._read(reading + 1, size)
                 if entries:
                     last = entries + units.ENTRY_CYCLES * (tile * full + n - 1) + words - 1
-                    read = max(read, reading + n * max(words, units.ENTRY_CYCLES), last)
+                    each = max(words, units.ENTRY_CYCLES)
+                    read = max(read, reading + n * each, last)
+                    reads.those[-1] = (read + 1 - n * each, words, each, read + 1)
                 reading = read + 1
                 filled = read + units.COPY_LATENCY
             fills.append(filled)
@@ -303,7 +294,9 @@ class Compute:
                 last = end + (tiles - 1) * period
                 mac["drain"] += (tiles - 1) * (period - steps)
                 if residual:
-                    self._residuals.append((end + residual, n, period, last + residual + n))
+                    residuals.add(end + residual, n, period, last + residual + n)
+                if stored:
+                    results.add(end + write, n, period, end + (stored - 1) * period + write + n)
                 if release:
                     if period == steps:
                         freed.extend(range(end - steps + 1, last + 1))
@@ -312,7 +305,7 @@ class Compute:
                             freed.extend(range(end - steps + 1 + i * period, end + 1 + i * period))
             else:
                 step, word, last = first, tail, drained
-                for _ in range(tiles):
+                for column in range(tiles):
                     rest = steps
                     while rest:
                         part = chunk if chunk < rest else rest
@@ -341,7 +334,9 @@ class Compute:
                         step = end + 1
                     drained = end + spacing
                     if residual:
-                        self._residuals.append((end + residual, n, n, end + residual + n))
+                        residuals.add(end + residual, n, n, end + residual + n)
+                    if column < stored:
+                        results.add(end + write, n, n, end + write + n)
                 last = end
             if release:
                 self._tail = tail + total
@@ -382,6 +377,7 @@ class Compute:
         last_rows = attention.n_rows - full * (count - 1)
         short = 0 if attention.n_keys > latencies.cover_steps * depth else latencies.scale
         buffers, mac = self._buffers, waits["mac"]
+        results, write = self._memory.writes.post, 1 + latencies.row_delay + units.POST_LATENCY
         load, drained, issued = self._load, self._drained, self._issued
         scores: list[int] = []
         context = 0  # units of P
@@ -397,7 +393,7 @@ class Compute:
                 if buffer > begin:
                     waits["load"]["tile"] += buffer - begin
                     begin = buffer
-                read = self._read(begin + 1, n * words) if self._residuals else begin + n * words
+                read = self._read(begin + 1, n * words)
                 reading = read + 1
                 filled = read + units.COPY_LATENCY
                 rows_idle = filled + 1
@@ -434,6 +430,7 @@ class Compute:
             if query:
                 scores.append(row + latencies.staged)
             else:
+                results.add(end + write, n, period, last + write + n)
                 context += 1
             if context < units_:
                 load = last

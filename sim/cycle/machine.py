@@ -11,6 +11,7 @@ from moevit.errors import SimulationError
 from moevit.isa import Attention, Begin, DmaIn, DmaOut, Instruction, Linear, Stream
 from moevit.numerics.route import MAX_EXPERTS
 from moevit.sim.cycle import units
+from moevit.sim.cycle.activation import ActivationMemory
 from moevit.sim.cycle.compute import Compute, Work
 from moevit.sim.cycle.dma import Copy, Dma
 from moevit.sim.cycle.front import Front, Retirement
@@ -63,11 +64,12 @@ def predict(
     assert isinstance(begin, Begin)
     front = Front(kernel, config, memory, instructions, entry, retirement)
     streamer = Streamer(kernel, config, memory, front.stream, orders, retirement.retired, begin.ring_words)
-    compute = Compute(kernel, config, front.compute, works, retirement, streamer)
-    dma = Dma(kernel, config, memory, front.dma, copies, retirement)
+    activation = ActivationMemory()
+    compute = Compute(kernel, config, front.compute, works, retirement, streamer, activation)
+    dma = Dma(kernel, config, memory, front.dma, copies, retirement, activation)
     for process in (
         front.fetch(), front.dispatch(), streamer.requests(), streamer.bursts(), streamer.words(), compute.run(),
-        dma.run(),
+        dma.run(), dma.moves(),
     ):  # fmt: skip
         kernel.start(process)
     kernel.run()

@@ -44,6 +44,7 @@ ENTRY_CYCLES = 2  #: queues.py
 QUEUE_ROW_LATENCY = 6  #: queue_rows.py
 COPY_LATENCY = 3  #: row_loader.py
 KEEP_LATENCY = 2  #: keep_writer.py
+KEEP_DEPTH = 32  #: keep_writer.py
 MAX_TILES = 7  #: layernorm.py
 STATISTICS_LATENCY = 28  #: layernorm.py
 NORMALISE_LATENCY = 18  #: layernorm.py
@@ -68,6 +69,8 @@ APPEND_LATENCY = 10  #: route_scores.py
 ROUTE_START = 2  #: route.py, _START
 
 RUN_QUEUE_DEPTH = 16  #: dma.py
+MOVE_QUEUE_DEPTH = 8  #: dma.py
+PAIR_QUEUE_DEPTH = 4  #: dma.py
 DMA_IN_LATENCY = 11  #: Dma: to the first request, without loops
 UNANSWERED = 3  #: dma.py
 DMA_OUT_LATENCY = 7  #: Dma: to the first request
