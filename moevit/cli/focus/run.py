@@ -140,10 +140,11 @@ def _say(output: Output, result: dict[str, Any]) -> None:
     share = result["machine_macs"] / (result["machine_macs"] + result["host_macs"])
     nodes = len(result["host_nodes"])
     output.say(f"{share:.1%} of the multiply-accumulates are the machine's, {nodes} nodes the host's")
-    source = "measured" if result["rtl"] else "predicted"
+    source = "of the simulated Verilog" if result["rtl"] else "predicted by the timing model"
     output.say(f"{result['latency_ms']:.2f} ms a photograph on {result['config']}, {source}, without the host's part")
-    if result["rtl"]:
-        output.say(f"rtl: {result['rtl']}")
+    if result["rtl"] and result["rtl"]["bit_exact"]:
+        values, name = result["rtl"]["checked_values"], result["photographs"][0]["name"]
+        output.say(f"Bit-exact: {values:,} values of outputs and intermediate tensors of {name}.")
     output.say(f"picture: {result['picture']}")
 
 
