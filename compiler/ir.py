@@ -144,8 +144,8 @@ class Assemble(Op):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LayerNorm(Op):
-    """`(x - mean) / sqrt(variance + eps) * gamma + beta` over the channels of each token."""
+class _Norm(Op):
+    """A normalisation of each token: gamma and beta `(channels,)`."""
 
     x: str
     gamma: Array
@@ -160,22 +160,16 @@ class LayerNorm(Op):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RmsNorm(Op):
+class LayerNorm(_Norm):
+    """`(x - mean) / sqrt(variance + eps) * gamma + beta` over the channels of each token."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RmsNorm(_Norm):
     """`x / sqrt(mean(x²) + eps) * gamma + beta` over the channels of each token.
 
     The front end's own: :mod:`~moevit.compiler.frontend.turn` makes layer normalisations of it.
     """
-
-    x: str
-    gamma: Array
-    beta: Array
-    eps: float
-
-    def infer(self, *shapes: Shape) -> Shape:
-        _, channels = _matrix(shapes[0], "x")
-        _need(self.gamma.shape == self.beta.shape == (channels,), f"gamma {self.gamma.shape}, x {shapes[0]}")
-        _need(self.eps >= 0, f"eps is {self.eps}")
-        return shapes[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
